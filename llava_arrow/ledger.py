@@ -1,0 +1,130 @@
+"""The account of every row: delivered, filtered, not sampled, or in the ledger with its reason.
+
+    rows in the files = delivered + filtered + not_sampled + ledger        samples = delivered × copies
+
+Each shard keeps a `Tally`; tallies add up. The builder writes the sum as `report.json` and the lines as `ledger.jsonl`
+beside the Arrow files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from llava_arrow.shards import Shard
+
+__all__ = ["LedgerLine", "Tally", "read_tallies", "sum_tallies", "write_ledger", "write_tally"]
+
+
+@dataclass(frozen=True)
+class LedgerLine:
+    """One row that was not delivered: where it is and why it was left out."""
+
+    file: str
+    row: int
+    id: str | None
+    code: str
+    reason: str
+
+
+@dataclass
+class Tally:
+    """Counts of one config, or of a part of it. `best` holds, per filter, the value nearest to passing among the rows
+    it removed.
+    """
+
+    rows: int = 0
+    filtered: Counter[str] = field(default_factory=Counter)
+    not_sampled: int = 0
+    delivered: int = 0
+    samples: int = 0
+    repaired: int = 0
+    trimmed: int = 0
+    undeclared: Counter[str] = field(default_factory=Counter)
+    ledger: list[LedgerLine] = field(default_factory=list)
+    best: dict[str, float] = field(default_factory=dict)
+
+    def add(self, other: Tally) -> None:
+        """Add the counts and lines of `other`, in place."""
+        self.rows += other.rows
+        self.filtered += other.filtered
+        self.not_sampled += other.not_sampled
+        self.delivered += other.delivered
+        self.samples += other.samples
+        self.repaired += other.repaired
+        self.trimmed += other.trimmed
+        self.undeclared += other.undeclared
+        self.ledger += other.ledger
+        for name, value in other.best.items():
+            self.best[name] = max(value, self.best.get(name, value))
+
+    def to_report(self) -> dict[str, Any]:
+        """The counts as plain JSON: what `builder.report()` shows for one config.
+
+        >>> Tally(rows=3, delivered=2, samples=2, filtered=Counter(aes_cutoff=1)).to_report()["filtered"]
+        {'aes_cutoff': 1}
+        """
+        return {
+            "rows": self.rows,
+            "filtered": dict(self.filtered),
+            "not_sampled": self.not_sampled,
+            "delivered": self.delivered,
+            "samples": self.samples,
+            "repaired": self.repaired,
+            "trimmed": self.trimmed,
+            "undeclared": dict(sorted(self.undeclared.items())),
+            "ledger": len(self.ledger),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Tally:
+        """The tally that `to_json` wrote."""
+        lines = [LedgerLine(**line) for line in data.pop("lines")]
+        data.pop("ledger")
+        return cls(
+            **{**data, "filtered": Counter(data["filtered"]), "undeclared": Counter(data["undeclared"])}, ledger=lines
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole tally, ledger lines included, for the way between processes."""
+        return {**self.to_report(), "lines": [vars(line) for line in self.ledger]}
+
+
+def sum_tallies(tallies: Iterable[Tally]) -> Tally:
+    """All of `tallies` in one; ledger lines in the order given, of `best` the greatest."""
+    total = Tally()
+    for tally in tallies:
+        total.add(tally)
+    return total
+
+
+def write_tally(tally: Tally, folder: str, shard: Shard) -> None:
+    """Keep the tally of a shard until all are there: worker processes share nothing but files."""
+    name = f"{shard.entry.index:06d}-{shard.index:09d}.json"
+    content = {"config_name": shard.entry.config_name, **tally.to_json()}
+    with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+        json.dump(content, file)
+
+
+def read_tallies(folder: str, unread: Mapping[str, Tally]) -> dict[str, Tally]:
+    """Config name → sum of the tallies in `folder`, in file order, and of `unread`."""
+    totals = {name: sum_tallies([tally]) for name, tally in unread.items()}
+    for name in sorted(os.listdir(folder)):
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
+            content = json.load(file)
+        totals[content.pop("config_name")].add(Tally.from_json(content))
+    for total in totals.values():
+        total.ledger.sort(key=lambda line: (line.file, line.row))
+    return totals
+
+
+def write_ledger(tallies: Mapping[str, Tally], file: TextIO) -> None:
+    """One line of JSON per row that was not delivered."""
+    for name, tally in tallies.items():
+        for line in tally.ledger:
+            file.write(json.dumps({"config": name, **vars(line)}, ensure_ascii=False) + "\n")

@@ -1,0 +1,293 @@
+"""A mixture: one YAML file, checked, before any data is read.
+
+Mixture.load("default")                      a file of builder_configs/, a path, or a Mixture
+    │ parse_yaml                             values with their lines; keys written twice
+    ▼
+Mixture(entries=(Entry, …), weights, …)      frozen; all mistakes of the file in one ConfigError
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llava_arrow.entry import ENTRY_KEYS, Context, Entry, config_name_of
+from llava_arrow.errors import ConfigError
+from llava_arrow.paths import is_url
+from llava_arrow.preprocess.registry import did_you_mean
+from llava_arrow.yaml_file import Document, parse_yaml
+
+__all__ = ["MIXTURE_CONFIG", "Mixture", "builder_configs_dir"]
+
+MIXTURE_CONFIG = "mixture"
+"""The config that holds all entries, one after the other."""
+TOP_KEYS = ("datasets", "weights", "batch_sizes", "seed", "path_map", "image_stores")
+DEFAULT_WEIGHT = 100
+
+
+def builder_configs_dir() -> Path:
+    """The folder of the mixtures that come with the package: inside it when installed, beside it in a checkout."""
+    inside = Path(__file__).parent / "builder_configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "builder_configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """The entries of a mixture and how they are weighted.
+
+    >>> mixture = Mixture.load("default")
+    >>> mixture.config_names[:2]
+    ['mixture', 'our-dataset']
+    """
+
+    entries: tuple[Entry, ...]
+    weights: Mapping[str, float] = field(default_factory=dict)
+    batch_sizes: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 42
+    path: str | None = None
+    notes: tuple[str, ...] = ()
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    base_dir: str = field(default="", repr=False, compare=False)
+
+    @classmethod
+    def load(cls, spec: Mixture | str | os.PathLike[str] | None = None, **overrides: Any) -> Mixture:
+        """A mixture from itself, a path (relative to the working directory) or the name of a file in
+        `builder_configs/`.
+
+        Args:
+            spec: tried in that order; None is `default`.
+            overrides: builder arguments that win over the file: `image_root`, `seed`, `on_error`, `path_map` (merged),
+                `trust_custom_code`. None means not given.
+
+        Raises:
+            ConfigError: no such file, or its mistakes, all at once.
+        """
+        given = {name: value for name, value in overrides.items() if value is not None}
+        if isinstance(spec, Mixture):
+            return cls.from_dict(spec.raw, base_dir=spec.base_dir, path=spec.path, **given) if given else spec
+        return cls.from_yaml(find_mixture(spec if spec is not None else "default"), **given)
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str], **overrides: Any) -> Mixture:
+        """Read a YAML file. Relative paths in it are relative to it."""
+        place = os.fspath(path)
+        try:
+            text = Path(place).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{place}: the mixture cannot be read: {error}") from error
+        try:
+            document = parse_yaml(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{place}: this is no YAML: {error}") from error
+        return _build(document, base_dir=os.path.dirname(os.path.abspath(place)), path=place, overrides=overrides)
+
+    @classmethod
+    def from_dict(
+        cls, raw: Mapping[str, Any], *, base_dir: str = ".", path: str | None = None, **overrides: Any
+    ) -> Mixture:
+        """The mixture that a YAML file with these values would give; relative paths are relative to `base_dir`."""
+        base_dir = base_dir if is_url(base_dir) else os.path.abspath(base_dir)
+        return _build(Document(raw), base_dir=base_dir, path=path, overrides=overrides)
+
+    @property
+    def config_names(self) -> list[str]:
+        """All configs: `mixture`, then one per entry, in file order."""
+        return [MIXTURE_CONFIG, *(entry.config_name for entry in self.entries)]
+
+    def select(self, config_name: str) -> tuple[Entry, ...]:
+        """The entries of a config; a ConfigError names the configs there are."""
+        if config_name == MIXTURE_CONFIG:
+            return self.entries
+        for entry in self.entries:
+            if entry.config_name == config_name:
+                return (entry,)
+        raise ConfigError(
+            f"{self.path or 'mixture'}: no config "
+            f"{config_name!r}{did_you_mean(config_name, self.config_names, 'there are ')}"
+        )
+
+    @property
+    def groups(self) -> dict[str, tuple[Entry, ...]]:
+        """Group → its entries, in the order in which groups first appear."""
+        groups: dict[str, tuple[Entry, ...]] = {}
+        for entry in self.entries:
+            groups[entry.length_group] = (*groups.get(entry.length_group, ()), entry)
+        return groups
+
+    def weight(self, group: str) -> float:
+        """The group's weight, 100 where the file gives none."""
+        return self.weights.get(group, DEFAULT_WEIGHT)
+
+
+def find_mixture(spec: str | os.PathLike[str]) -> str:
+    """The path that `spec` means."""
+    name = os.fspath(spec)
+    if os.path.isfile(name):
+        return name
+    folder = builder_configs_dir()
+    for candidate in (folder / name, folder / f"{name}.yaml", folder / f"{name}.yml"):
+        if "/" not in name and candidate.is_file():
+            return str(candidate)
+    known = sorted(path.stem for path in folder.glob("*.y*ml"))
+    raise ConfigError(
+        f"no mixture {name!r}: neither a file nor one of the names in builder_configs ({', '.join(known)})"
+    )
+
+
+class _Mistakes:
+    """Collects what is wrong, each with its line, so that it can be said at once."""
+
+    def __init__(self, document: Document, path: str | None) -> None:
+        self.document, self.path = document, path or "mixture"
+        self.messages: list[tuple[int, str]] = []
+
+    def add(self, place: tuple[str | int, ...], message: str) -> None:
+        line = self.document.line(place)
+        self.messages.append((line, f"{self.path}{f':{line}' if self.document.lines else ''}: {message}"))
+
+    def raise_if_any(self) -> None:
+        if self.messages:
+            ordered = [message for _, message in sorted(self.messages, key=lambda item: item[0])]
+            header = "" if len(ordered) == 1 else f"{self.path}: {len(ordered)} mistakes\n"
+            raise ConfigError(header + "\n".join(ordered))
+
+
+def _build(document: Document, *, base_dir: str, path: str | None, overrides: Mapping[str, Any]) -> Mixture:
+    mistakes = _Mistakes(document, path)
+    notes: list[str] = []
+    data = document.data
+    if not isinstance(data, Mapping) or not isinstance(data.get("datasets"), list) or not data["datasets"]:
+        mistakes.add((), "a mixture is a mapping with a list `datasets:` of at least one entry")
+        mistakes.raise_if_any()
+    for key in data:
+        if key not in TOP_KEYS:
+            mistakes.add((key,), f"unknown key {key!r}{did_you_mean(key, TOP_KEYS, 'there are ')}")
+    _report_repeated_keys(document, mistakes, notes)
+    seed = overrides.get("seed", data.get("seed", 42))
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        mistakes.add(("seed",), f"seed must be a whole number from 0 to {2**32 - 1}, got {seed!r}")
+    path_map = {**_texts(data, "path_map", mistakes), **overrides.get("path_map", {})}
+    stores = _texts(data, "image_stores", mistakes)
+    for scheme, template in stores.items():
+        if "{key}" not in template or not is_url(template):
+            mistakes.add(
+                ("image_stores", scheme), f"image_stores.{scheme} must be a URL with {{key}} in it, got {template!r}"
+            )
+    context = Context(
+        base_dir=base_dir,
+        seed=seed,
+        path_map=path_map,
+        image_stores=stores,
+        image_root=overrides.get("image_root"),
+        on_error=overrides.get("on_error"),
+        trust_custom_code=bool(overrides.get("trust_custom_code", False)),
+    )
+    entries = _entries(data["datasets"], context, mistakes, notes)
+    weights = _numbers(data, "weights", mistakes)
+    batch_sizes = _numbers(data, "batch_sizes", mistakes)
+    groups = {entry.length_group for entry in entries}
+    for key, values in (("weights", weights), ("batch_sizes", batch_sizes)):
+        absent = [group for group in values if group not in groups]
+        if absent and entries:
+            notes.append(f"{key} for groups that no entry has: {', '.join(map(repr, absent))}")
+    mistakes.raise_if_any()
+    return Mixture(
+        entries=tuple(entries),
+        weights=weights,
+        batch_sizes=batch_sizes,
+        seed=seed,
+        path=path,
+        notes=tuple(notes),
+        raw=data,
+        base_dir=base_dir,
+    )
+
+
+def _report_repeated_keys(document: Document, mistakes: _Mistakes, notes: list[str]) -> None:
+    for place, is_same in document.repeated:
+        text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+        if is_same:
+            notes.append(f"line {document.line(place)}: {text} is written twice, with the same value")
+        else:
+            mistakes.add(place, f"{text} is written twice, with different values: delete one")
+
+
+def _entries(items: Sequence[Any], context: Context, mistakes: _Mistakes, notes: list[str]) -> list[Entry]:
+    entries: list[Entry] = []
+    names: list[str] = []
+    for index, item in enumerate(items):
+        where: tuple[str | int, ...] = ("datasets", index)
+        if not isinstance(item, Mapping):
+            mistakes.add(where, f"datasets[{index}] must be a mapping with at least `json_path:`, got {item!r}")
+            continue
+        name = str(item["name"]) if item.get("name") else _default_name(item.get("json_path"))
+        label = f"datasets[{index}] {name!r}"
+        for key in item:
+            if key not in ENTRY_KEYS:
+                mistakes.add(
+                    (*where, key), f"{label}: unknown key {key!r}{did_you_mean(key, ENTRY_KEYS, 'there are ')}"
+                )
+        if config_name_of(name) == MIXTURE_CONFIG:
+            mistakes.add((*where, "name"), f"{label}: the name 'mixture' is reserved for all entries together")
+        entry, problems = Entry.parse(item, name=name, index=index, context=context)
+        for key, message in problems:
+            for line in message.splitlines():
+                mistakes.add((*where, key), f"{label}: {line}")
+        if "do_print" in (item.get("process_fn_kwargs") or {}):
+            notes.append(f"{label}: option do_print does nothing here")
+        names.append(name)
+        if entry is not None:
+            entries.append(entry)
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        notes.append(
+            f"name {name!r} is given {names.count(name)} times: config names get -2, -3 …; data_source stays {name!r}"
+        )
+    unique = _unique_names([entry.name for entry in entries])
+    return [replace(entry, config_name=config_name) for entry, config_name in zip(entries, unique, strict=True)]
+
+
+def _default_name(json_path: Any) -> str:
+    first = json_path[0] if isinstance(json_path, list) and json_path else json_path
+    parts = [part for part in str(first).rstrip("/").split("/") if not re.search(r"[*?\[]", part)]
+    stem = posixpath.basename(parts[-1]) if parts else "entry"
+    return stem.split(".")[0] or stem
+
+
+def _unique_names(names: Sequence[str]) -> list[str]:
+    """Config names: a repeated name gets -2, -3 …; a name that somebody wrote is never given to another entry."""
+    written = {config_name_of(name) for name in names}
+    taken: set[str] = set()
+    result = []
+    for name in map(config_name_of, names):
+        candidate, number = name, 2
+        while candidate in taken or (candidate != name and candidate in written):
+            candidate, number = f"{name}-{number}", number + 1
+        taken.add(candidate)
+        result.append(candidate)
+    return result
+
+
+def _texts(data: Mapping[str, Any], key: str, mistakes: _Mistakes) -> dict[str, str]:
+    values = data.get(key) or {}
+    if not isinstance(values, Mapping) or not all(isinstance(v, str) for v in values.values()):
+        mistakes.add((key,), f"{key} must map texts to texts, got {values!r}")
+        return {}
+    return {str(name): value for name, value in values.items()}
+
+
+def _numbers(data: Mapping[str, Any], key: str, mistakes: _Mistakes) -> dict[str, float]:
+    values = data.get(key) or {}
+    if not isinstance(values, Mapping):
+        mistakes.add((key,), f"{key} must map groups to numbers, got {values!r}")
+        return {}
+    for group, value in values.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+            mistakes.add((key, str(group)), f"{key}.{group} must be a number greater than 0, got {value!r}")
+    return {str(group): value for group, value in values.items()}

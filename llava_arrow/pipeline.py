@@ -1,0 +1,211 @@
+"""The path of a row: sources → select → preprocess → schema. Nothing else moves rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from llava_arrow.column_types import Layout
+from llava_arrow.entry import Entry, image_root_of
+from llava_arrow.errors import MixtureError
+from llava_arrow.images import embed
+from llava_arrow.ledger import LedgerLine, Tally
+from llava_arrow.paths import ImageResolver
+from llava_arrow.plan import bad_row_handler, locate_errors
+from llava_arrow.preprocess.apply import Samples, plain_records, to_samples
+from llava_arrow.randomness import file_key, row_keys
+from llava_arrow.schema import assemble, widen, without
+from llava_arrow.select import filter_mask
+from llava_arrow.shards import Shard
+from llava_arrow.sources import ROW
+from llava_arrow.sources.columns import read_spec
+from llava_arrow.sources.formats import columns_of, reader_of
+
+__all__ = ["iter_tables"]
+
+logger = logging.getLogger(__name__)
+
+
+def iter_tables(
+    shard: Shard,
+    *,
+    layout: Layout,
+    target: Layout | None = None,
+    embed_images: bool = False,
+    tally: Tally | None = None,
+) -> Iterator[pa.Table]:
+    """The samples of a shard, a table at a time, in file order.
+
+    Args:
+        shard: from `plan_shards`.
+        layout: the columns of the entry's samples, from `layout_of`.
+        target: a wider layout to deliver them in.
+        embed_images: read image bytes into the tables (local and fsspec paths).
+        tally: receives the counts and ledger lines; complete when the iterator is exhausted.
+
+    Raises:
+        MixtureError: with the file and row; with `on_error: skip` rows go into the ledger instead.
+    """
+    account = tally if tally is not None else Tally()
+    stage = _Stage(shard, layout, target or layout, embed_images, account)
+    for table in _kept_rows(shard, account):
+        samples = stage.deliver(table)
+        if samples.num_rows:
+            yield samples
+    if account.ledger and tally is None:
+        first = account.ledger[0]
+        logger.warning(
+            "%s: %d rows were left out (on_error: skip), the first: row %d, %s: %s",
+            shard.file.path, len(account.ledger), first.row, first.code, first.reason,
+        )  # fmt: skip
+
+
+def _kept_rows(shard: Shard, tally: Tally) -> Iterator[pa.Table]:
+    """Rows that pass the filters and that sampling keeps. Where planning counted the shard, its counts stand and
+    reading stops early.
+    """
+    spec = read_spec(shard.entry, shard.file)
+    seen = Tally()
+    filtered: dict[str, int] = {}
+    position = 0  # among the rows that passed
+    tables = reader_of(shard.file).read(
+        shard.file,
+        shard.range,
+        columns=spec.columns,
+        filters=spec.filters,
+        on_bad_row=bad_row_handler(shard.entry, shard.file, seen),
+    )
+    if shard.counted is not None:
+        tally.add(shard.counted)
+        tally.not_sampled += shard.counted.delivered - len(shard.keep if shard.keep is not None else ())
+        tally.delivered -= shard.counted.delivered
+    for table in tables:
+        mask = locate_errors(
+            shard.entry, shard.file, lambda t=table: filter_mask(t, spec.filters, filtered, seen.best)
+        )
+        seen.rows += table.num_rows
+        passed = table if mask is None else table.filter(pa.array(mask))
+        num_passed = passed.num_rows
+        kept = passed if shard.keep is None else _take_kept(passed, shard.keep, position)
+        position += num_passed
+        if kept.num_rows:
+            for column in spec.undeclared:
+                tally.undeclared[column] += kept.num_rows
+            yield kept
+        if shard.keep is not None and (not len(shard.keep) or position > int(shard.keep[-1])):
+            break
+    if shard.counted is None:
+        seen.rows += len(seen.ledger)  # rows that the source could not read are in no table
+        seen.filtered.update({name: count for name, count in filtered.items() if count})
+        tally.add(seen)
+
+
+def _take_kept(table: pa.Table, keep: range | npt.NDArray[np.int64], position: int) -> pa.Table:
+    if isinstance(keep, range):
+        low, high = max(keep.start - position, 0), max(min(keep.stop - position, table.num_rows), 0)
+        return table.slice(low, max(high - low, 0))
+    low, high = np.searchsorted(keep, [position, position + table.num_rows])
+    return table.take(pa.array(keep[low:high] - position))
+
+
+class _Stage:
+    """What the samples of one shard have in common: how rows are named, drawn for, resolved and accounted for."""
+
+    def __init__(self, shard: Shard, layout: Layout, target: Layout, embed_images: bool, tally: Tally) -> None:
+        self.entry: Entry = shard.entry
+        self.file = shard.file
+        self.layout, self.target, self.embed_images, self.tally = layout, target, embed_images, tally
+        self.id_column = read_spec(self.entry, self.file).id_column
+        is_plain = self.entry.preprocess is None and columns_of(self.file) is None
+        self.plain = plain_records(self.entry, layout, self.id_column) if is_plain else None
+        self.key = file_key(seed=self.entry.seed, config_name=self.entry.config_name, file=self.file.key)
+        self.stem = self.file.path.rsplit("/", 1)[-1].split(".")[0]
+        self.image_root = image_root_of(self.entry, self.file.path)
+        self.resolve = ImageResolver(
+            image_root=self.image_root, path_map=self.entry.path_map, image_stores=self.entry.image_stores
+        )
+
+    def deliver(self, table: pa.Table) -> pa.Table:
+        """Kept rows → samples in the target layout; rows at fault are raised or accounted for."""
+        num_rows, num_copies = table.num_rows, self.entry.sampling_strategy.num_copies
+        copies: npt.NDArray[np.int64] | None = None
+        if num_copies > 1:
+            table = table.take(pa.array(np.repeat(np.arange(num_rows), num_copies)))
+            copies = np.tile(np.arange(num_copies), num_rows)
+        rows = table.column(ROW).to_numpy()
+        keys = row_keys(self.key, rows, copies)
+        samples = locate_errors(
+            self.entry,
+            self.file,
+            lambda: to_samples(
+                table, keys, entry=self.entry, layout=self.layout, id_column=self.id_column, plain=self.plain
+            ),
+        )
+        ids = self._ids(samples, rows, copies)
+        names = samples.columns.get("data_source")
+        sources = [self.entry.name if name is None else name for name in _listed(names, len(ids))]
+        bound = self.entry.preprocess
+        assembled = assemble(
+            {**samples.columns, "id": ids, "data_source": sources},
+            layout=self.layout,
+            entry=self.entry,
+            resolve=self.resolve,
+            uncounted=() if bound is None else bound.uncounted,
+        )
+        wrong = {**{int(samples.positions[i]): error for i, error in assembled.wrong.items()}, **samples.wrong}
+        built = assembled.table
+        if self.embed_images:
+            built, failed = embed(built, self.layout, root=self.image_root)
+            wrong = {**{int(samples.positions[i]): error for i, error in failed.items()}, **wrong}
+        bad_rows = self._account_for(wrong, rows, ids, samples.positions) if wrong else set()
+        if bad_rows:
+            built = without(built, [i for i, p in enumerate(samples.positions.tolist()) if int(rows[p]) in bad_rows])
+        self.tally.delivered += num_rows - len(bad_rows)
+        self.tally.samples += built.num_rows
+        self.tally.repaired += assembled.num_repaired
+        self.tally.trimmed += assembled.num_trimmed
+        self.tally.undeclared.update(samples.undeclared)
+        return widen(built, self.target)
+
+    def _ids(self, samples: Samples, rows: npt.NDArray[np.int64], copies: npt.NDArray[np.int64] | None) -> list[str]:
+        prefix = f"{self.entry.config_name}-{self.stem}-"
+        kept = rows[samples.positions].tolist()
+        given = _listed(samples.columns.get("id"), len(kept))
+        ids = [f"{prefix}{row:09d}" if own is None else str(own) for own, row in zip(given, kept, strict=True)]
+        if copies is not None:
+            numbers = copies[samples.positions].tolist()
+            ids = [f"{text}-dup{copy}" if copy else text for text, copy in zip(ids, numbers, strict=True)]
+        return ids
+
+    def _account_for(
+        self,
+        wrong: dict[int, MixtureError],
+        rows: npt.NDArray[np.int64],
+        ids: list[str],
+        positions: npt.NDArray[np.int64],
+    ) -> set[int]:
+        """Raise the first error, or write each row at fault into the ledger, once however many copies of it there
+        are.
+        """
+        by_position = dict(zip(positions.tolist(), ids, strict=True))
+        bad_rows: set[int] = set()
+        for position in sorted(wrong):
+            row, error = int(rows[position]), wrong[position]
+            if self.entry.on_error == "raise":
+                raise error.at(f"{self.file.path} row {row} ({self.entry.label})") from error.__cause__
+            if row not in bad_rows:
+                bad_rows.add(row)
+                sample_id = by_position.get(position)
+                self.tally.ledger.append(LedgerLine(self.file.path, row, sample_id, error.code, error.message))
+        return bad_rows
+
+
+def _listed(values: Any, length: int) -> list[Any]:
+    if values is None:
+        return [None] * length
+    return values.to_pylist() if isinstance(values, pa.Array) else list(values)

@@ -1,0 +1,186 @@
+"""A JSON array of records, split without parsing everything and without holding the file.
+
+The file is read in pieces. Of each piece the last place that looks like a border between records is taken (`},` and
+then the key that the first record begins with), and msgspec splits what comes before it. A wrong guess cannot pass:
+from a record's first byte on, the text up to p parses as a list of values exactly when p is a border. Where the guess
+fails, an exact scan of brackets decides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+import msgspec
+import pyarrow as pa
+
+from llava_arrow.errors import SourceError
+from llava_arrow.select import RowFilter
+from llava_arrow.shards import DataFile, Range
+from llava_arrow.sources import MAX_BATCH_RECORDS, SHARD_BYTES
+from llava_arrow.sources.files import open_binary, read_chunk
+from llava_arrow.sources.records import OnBadRow, not_a_record, record_table
+
+__all__ = ["cut", "num_default_shards", "read"]
+
+PIECE_BYTES = 4 << 20
+_SPACE = b" \t\r\n"
+_FIRST_KEY = re.compile(rb'\{\s*("(?:[^"\\]|\\.)*")')
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)
+_splitter = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def num_default_shards(file: DataFile) -> int:
+    """How many shards suit the file's size."""
+    return 1 if file.compression else max(1, file.size // SHARD_BYTES)
+
+
+def cut(file: DataFile, num_shards: int) -> list[Range]:
+    """`num_shards` ranges of about as many bytes, each starting at a record; one range needs no look at the file."""
+    if num_shards == 1 or file.compression:
+        return [Range(0, file.size, 0)]
+    starts: list[tuple[int, int]] = []  # (byte, row) of each piece
+    row = end = 0
+    for offset, text, records in _pieces(file, Range(0, file.size, 0)):
+        starts.append((offset, row))
+        row += len(records)
+        end = offset + len(text)
+    if not starts:
+        return [Range(0, file.size, 0, 0)]
+    chosen = [0]
+    for i in range(1, num_shards):
+        wanted = end * i // num_shards
+        k = next((k for k, (offset, _) in enumerate(starts) if offset >= wanted), len(starts))
+        if chosen[-1] < k < len(starts):
+            chosen.append(k)
+    borders = [*(starts[k] for k in chosen), (end, row)]
+    return [Range(a, b, first, last - first) for (a, first), (b, last) in zip(borders, borders[1:], strict=False)]
+
+
+def read(
+    file: DataFile, part: Range, *, columns: Sequence[str] | None, filters: Sequence[RowFilter], on_bad_row: OnBadRow
+) -> Iterator[pa.Table]:
+    """The records of `part` as tables (see `records`)."""
+    row = part.first_row
+    for _, _, records in _pieces(file, part):
+        for start in range(0, len(records), MAX_BATCH_RECORDS):
+            batch = records[start : start + MAX_BATCH_RECORDS]
+            yield record_table(batch, row, filters, on_bad_row)
+            row += len(batch)
+
+
+def _pieces(file: DataFile, part: Range) -> Iterator[tuple[int, bytes, list[msgspec.Raw]]]:
+    """(byte offset, text, records) of successive stretches of whole records."""
+    is_whole = part.start == 0 and part.stop == file.size
+    row = part.first_row
+    with open_binary(file, part.start) as stream:
+        buffer, offset = _after_bracket(stream, file) if is_whole else (b"", part.start)
+        left = None if is_whole else part.stop - part.start
+        pattern: re.Pattern[bytes] | None = None
+        wanted = PIECE_BYTES
+        while True:
+            num_bytes = wanted if left is None else min(wanted, left)
+            chunk = read_chunk(stream, num_bytes, file) if num_bytes else b""
+            left = None if left is None else left - len(chunk)
+            is_last = not chunk
+            trimmed = buffer.lstrip(_SPACE + b",") if row > part.first_row else buffer.lstrip(_SPACE)
+            offset += len(buffer) - len(trimmed)
+            buffer = trimmed + chunk
+            if is_last:
+                break
+            if pattern is None:
+                pattern = _border_pattern(buffer)
+            end, records = _split(buffer, pattern)
+            if not records:  # not one whole record yet: read more, twice as much each time
+                wanted = max(PIECE_BYTES, len(buffer))
+                continue
+            wanted = PIECE_BYTES
+            yield offset, buffer[:end], records
+            row += len(records)
+            buffer, offset = buffer[end:], offset + end
+        text = _before_bracket(buffer, file, row) if is_whole else buffer.rstrip(_SPACE).removesuffix(b",")
+        if text.strip(_SPACE):
+            try:
+                records = _splitter.decode(b"[" + text + b"]")
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise _locate(text, row, file, error) from error
+            yield offset, text, records
+
+
+def _after_bracket(stream: BinaryIO, file: DataFile) -> tuple[bytes, int]:
+    head = read_chunk(stream, PIECE_BYTES, file)
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
+    if not text.startswith(b"["):
+        shown = text[:40].decode("utf-8", "replace")
+        raise SourceError(
+            f"{file.path}: a JSON file must be an array of records or have one record per line, it starts with "
+            f"{shown!r}"
+        )
+    rest = text[1:].lstrip(_SPACE)
+    return rest, len(head) - len(rest)
+
+
+def _before_bracket(buffer: bytes, file: DataFile, row: int) -> bytes:
+    text = buffer.rstrip(_SPACE)
+    if not text.endswith(b"]"):
+        raise SourceError(
+            f"{file.path}: the JSON array ends in the middle, after {row:,} whole records: the file is truncated",
+            code="truncated",
+        )
+    return text[:-1].rstrip(_SPACE)
+
+
+def _border_pattern(buffer: bytes) -> re.Pattern[bytes]:
+    first = _FIRST_KEY.match(buffer)
+    key = re.escape(first[1]) if first else b""
+    return re.compile(rb"\}\s*,\s*(?=\{\s*" + key + rb")")
+
+
+def _split(buffer: bytes, pattern: re.Pattern[bytes]) -> tuple[int, list[msgspec.Raw]]:
+    """(end, records) of as many whole records as the buffer surely holds; (0, []) for none."""
+    for window in (1 << 16, len(buffer)):
+        last = None
+        for last in pattern.finditer(buffer, max(0, len(buffer) - window)):  # noqa: B007
+            pass
+        if last is not None:
+            try:
+                return last.start() + 1, _splitter.decode(b"[" + buffer[: last.start() + 1] + b"]")
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                break
+    ends = _exact_ends(buffer)
+    if not ends:
+        return 0, []
+    try:
+        return ends[-1], _splitter.decode(b"[" + buffer[: ends[-1]] + b"]")
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return 0, []  # the last piece names the record that is broken
+
+
+def _exact_ends(buffer: bytes) -> list[int]:
+    """Where the records that are whole end, by counting brackets outside of strings."""
+    ends, depth = [], 0
+    for token in _TOKEN.finditer(buffer):
+        mark = token[0]
+        if mark in (b"{", b"["):
+            depth += 1
+        elif mark in (b"}", b"]"):
+            depth -= 1
+            if depth == 0:
+                ends.append(token.end())
+            if depth < 0:
+                break
+    return ends
+
+
+def _locate(text: bytes, row: int, file: DataFile, error: Exception) -> SourceError:
+    start = 0
+    for number, end in enumerate(_exact_ends(text)):
+        record = text[start:end].strip(_SPACE + b",")
+        try:
+            msgspec.json.decode(record, type=msgspec.Raw)
+        except (msgspec.DecodeError, UnicodeDecodeError) as cause:
+            broken: Any = not_a_record(record, cause).at(f"{file.path} row {row + number}")
+            return broken
+        start = end
+    return SourceError(f"{file.path}: the JSON array is broken after row {row}: {error}", code="invalid_json")
