@@ -20,7 +20,7 @@ import yaml
 
 from llava_arrow.entry import ENTRY_KEYS, Context, Entry, config_name_of
 from llava_arrow.errors import ConfigError
-from llava_arrow.paths import is_url
+from llava_arrow.paths import expand_variables, is_url
 from llava_arrow.preprocess.registry import did_you_mean
 from llava_arrow.yaml_file import Document, parse_yaml
 
@@ -55,6 +55,7 @@ class Mixture:
     notes: tuple[str, ...] = ()
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     base_dir: str = field(default="", repr=False, compare=False)
+    overrides: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def load(cls, spec: Mixture | str | os.PathLike[str] | None = None, **overrides: Any) -> Mixture:
@@ -71,22 +72,19 @@ class Mixture:
         """
         given = {name: value for name, value in overrides.items() if value is not None}
         if isinstance(spec, Mixture):
-            return cls.from_dict(spec.raw, base_dir=spec.base_dir, path=spec.path, **given) if given else spec
+            if not given:
+                return spec
+            path_map = {**spec.overrides.get("path_map", {}), **given.get("path_map", {})}
+            merged = {**spec.overrides, **given, **({"path_map": path_map} if path_map else {})}
+            return cls.from_dict(spec.raw, base_dir=spec.base_dir, path=spec.path, **merged)
         return cls.from_yaml(find_mixture(spec if spec is not None else "default"), **given)
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str], **overrides: Any) -> Mixture:
         """Read a YAML file. Relative paths in it are relative to it."""
         place = os.fspath(path)
-        try:
-            text = Path(place).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{place}: the mixture cannot be read: {error}") from error
-        try:
-            document = parse_yaml(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{place}: this is no YAML: {error}") from error
-        return _build(document, base_dir=os.path.dirname(os.path.abspath(place)), path=place, overrides=overrides)
+        document = read_document(place)
+        return parse_mixture(document, base_dir=folder_of(place), path=place, overrides=overrides).mixture()
 
     @classmethod
     def from_dict(
@@ -94,7 +92,7 @@ class Mixture:
     ) -> Mixture:
         """The mixture that a YAML file with these values would give; relative paths are relative to `base_dir`."""
         base_dir = base_dir if is_url(base_dir) else os.path.abspath(base_dir)
-        return _build(Document(raw), base_dir=base_dir, path=path, overrides=overrides)
+        return parse_mixture(Document(raw), base_dir=base_dir, path=path, overrides=overrides).mixture()
 
     @property
     def config_names(self) -> list[str]:
@@ -126,6 +124,23 @@ class Mixture:
         return self.weights.get(group, DEFAULT_WEIGHT)
 
 
+def read_document(path: str) -> Document:
+    """The values and lines of a YAML file; a ConfigError where it is none."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the mixture cannot be read: {error}") from error
+    try:
+        return parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: this is no YAML: {error}") from error
+
+
+def folder_of(path: str) -> str:
+    """What relative paths in the file `path` are relative to."""
+    return os.path.dirname(os.path.abspath(path))
+
+
 def find_mixture(spec: str | os.PathLike[str]) -> str:
     """The path that `spec` means."""
     name = os.fspath(spec)
@@ -141,116 +156,134 @@ def find_mixture(spec: str | os.PathLike[str]) -> str:
     )
 
 
-class _Mistakes:
-    """Collects what is wrong, each with its line, so that it can be said at once."""
+@dataclass
+class ParsedMixture:
+    """A mixture file as far as it could be read: the entries that are right, and what is wrong, each with its line."""
 
-    def __init__(self, document: Document, path: str | None) -> None:
-        self.document, self.path = document, path or "mixture"
-        self.messages: list[tuple[int, str]] = []
+    document: Document
+    path: str | None
+    base_dir: str
+    overrides: Mapping[str, Any]
+    entries: list[Entry] = field(default_factory=list)
+    weights: dict[str, float] = field(default_factory=dict)
+    batch_sizes: dict[str, float] = field(default_factory=dict)
+    seed: int = 42
+    notes: list[str] = field(default_factory=list)
+    mistakes: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, place: tuple[str | int, ...], message: str) -> None:
+        """One more mistake, at `place` of the file."""
         line = self.document.line(place)
-        self.messages.append((line, f"{self.path}{f':{line}' if self.document.lines else ''}: {message}"))
+        where = f"{self.path or 'mixture'}{f':{line}' if self.document.lines else ''}"
+        self.mistakes.append((line, f"{where}: {message}"))
 
     def raise_if_any(self) -> None:
-        if self.messages:
-            ordered = [message for _, message in sorted(self.messages, key=lambda item: item[0])]
-            header = "" if len(ordered) == 1 else f"{self.path}: {len(ordered)} mistakes\n"
+        """A ConfigError with all mistakes, in the order of their lines."""
+        if self.mistakes:
+            ordered = [message for _, message in sorted(self.mistakes, key=lambda item: item[0])]
+            header = "" if len(ordered) == 1 else f"{self.path or 'mixture'}: {len(ordered)} mistakes\n"
             raise ConfigError(header + "\n".join(ordered))
 
+    def mixture(self) -> Mixture:
+        """The mixture, or a ConfigError with all mistakes."""
+        self.raise_if_any()
+        return Mixture(
+            entries=tuple(self.entries),
+            weights=self.weights,
+            batch_sizes=self.batch_sizes,
+            seed=self.seed,
+            path=self.path,
+            notes=tuple(self.notes),
+            raw=self.document.data,
+            base_dir=self.base_dir,
+            overrides=self.overrides,
+        )
 
-def _build(document: Document, *, base_dir: str, path: str | None, overrides: Mapping[str, Any]) -> Mixture:
-    mistakes = _Mistakes(document, path)
-    notes: list[str] = []
+
+def parse_mixture(
+    document: Document, *, base_dir: str, path: str | None, overrides: Mapping[str, Any]
+) -> ParsedMixture:
+    """Check every key of a mixture file. Touches no data file."""
+    parsed = ParsedMixture(document, path, base_dir, overrides)
     data = document.data
     if not isinstance(data, Mapping) or not isinstance(data.get("datasets"), list) or not data["datasets"]:
-        mistakes.add((), "a mixture is a mapping with a list `datasets:` of at least one entry")
-        mistakes.raise_if_any()
+        parsed.add((), "a mixture is a mapping with a list `datasets:` of at least one entry")
+        return parsed
     for key in data:
         if key not in TOP_KEYS:
-            mistakes.add((key,), f"unknown key {key!r}{did_you_mean(key, TOP_KEYS, 'there are ')}")
-    _report_repeated_keys(document, mistakes, notes)
-    seed = overrides.get("seed", data.get("seed", 42))
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        mistakes.add(("seed",), f"seed must be a whole number from 0 to {2**32 - 1}, got {seed!r}")
-    path_map = {**_texts(data, "path_map", mistakes), **overrides.get("path_map", {})}
-    stores = _texts(data, "image_stores", mistakes)
+            parsed.add((key,), f"unknown key {key!r}{did_you_mean(key, TOP_KEYS, 'there are ')}")
+    _report_repeated_keys(parsed)
+    parsed.seed = overrides.get("seed", data.get("seed", 42))
+    if not isinstance(parsed.seed, int) or isinstance(parsed.seed, bool) or not 0 <= parsed.seed < 2**32:
+        parsed.add(("seed",), f"seed must be a whole number from 0 to {2**32 - 1}, got {parsed.seed!r}")
+    stores = _texts(parsed, "image_stores")
     for scheme, template in stores.items():
         if "{key}" not in template or not is_url(template):
-            mistakes.add(
-                ("image_stores", scheme), f"image_stores.{scheme} must be a URL with {{key}} in it, got {template!r}"
-            )
+            message = f"image_stores.{scheme} must be a URL with {{key}} in it, got {template!r}"
+            parsed.add(("image_stores", scheme), message)
     context = Context(
         base_dir=base_dir,
-        seed=seed,
-        path_map=path_map,
+        seed=parsed.seed,
+        path_map={**_texts(parsed, "path_map"), **overrides.get("path_map", {})},
         image_stores=stores,
         image_root=overrides.get("image_root"),
         on_error=overrides.get("on_error"),
         trust_custom_code=bool(overrides.get("trust_custom_code", False)),
     )
-    entries = _entries(data["datasets"], context, mistakes, notes)
-    weights = _numbers(data, "weights", mistakes)
-    batch_sizes = _numbers(data, "batch_sizes", mistakes)
-    groups = {entry.length_group for entry in entries}
-    for key, values in (("weights", weights), ("batch_sizes", batch_sizes)):
+    _read_entries(parsed, data["datasets"], context)
+    parsed.weights = _numbers(parsed, "weights")
+    parsed.batch_sizes = _numbers(parsed, "batch_sizes")
+    groups = {entry.length_group for entry in parsed.entries}
+    for key, values in (("weights", parsed.weights), ("batch_sizes", parsed.batch_sizes)):
         absent = [group for group in values if group not in groups]
-        if absent and entries:
-            notes.append(f"{key} for groups that no entry has: {', '.join(map(repr, absent))}")
-    mistakes.raise_if_any()
-    return Mixture(
-        entries=tuple(entries),
-        weights=weights,
-        batch_sizes=batch_sizes,
-        seed=seed,
-        path=path,
-        notes=tuple(notes),
-        raw=data,
-        base_dir=base_dir,
-    )
+        if absent and not parsed.mistakes:
+            parsed.notes.append(f"{key} for groups that no entry has: {', '.join(map(repr, absent))}")
+    return parsed
 
 
-def _report_repeated_keys(document: Document, mistakes: _Mistakes, notes: list[str]) -> None:
-    for place, is_same in document.repeated:
+def _report_repeated_keys(parsed: ParsedMixture) -> None:
+    for place, is_same in parsed.document.repeated:
         text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
         if is_same:
-            notes.append(f"line {document.line(place)}: {text} is written twice, with the same value")
+            line = parsed.document.line(place)
+            parsed.notes.append(f"line {line}: {text} is written twice, with the same value")
         else:
-            mistakes.add(place, f"{text} is written twice, with different values: delete one")
+            parsed.add(place, f"{text} is written twice, with different values: delete one")
 
 
-def _entries(items: Sequence[Any], context: Context, mistakes: _Mistakes, notes: list[str]) -> list[Entry]:
+def _read_entries(parsed: ParsedMixture, items: Sequence[Any], context: Context) -> None:
     entries: list[Entry] = []
     names: list[str] = []
     for index, item in enumerate(items):
         where: tuple[str | int, ...] = ("datasets", index)
         if not isinstance(item, Mapping):
-            mistakes.add(where, f"datasets[{index}] must be a mapping with at least `json_path:`, got {item!r}")
+            parsed.add(where, f"datasets[{index}] must be a mapping with at least `json_path:`, got {item!r}")
             continue
         name = str(item["name"]) if item.get("name") else _default_name(item.get("json_path"))
         label = f"datasets[{index}] {name!r}"
         for key in item:
             if key not in ENTRY_KEYS:
-                mistakes.add(
-                    (*where, key), f"{label}: unknown key {key!r}{did_you_mean(key, ENTRY_KEYS, 'there are ')}"
-                )
+                known = did_you_mean(key, ENTRY_KEYS, "there are ")
+                parsed.add((*where, key), f"{label}: unknown key {key!r}{known}")
         if config_name_of(name) == MIXTURE_CONFIG:
-            mistakes.add((*where, "name"), f"{label}: the name 'mixture' is reserved for all entries together")
+            parsed.add((*where, "name"), f"{label}: the name 'mixture' is reserved for all entries together")
         entry, problems = Entry.parse(item, name=name, index=index, context=context)
         for key, message in problems:
             for line in message.splitlines():
-                mistakes.add((*where, key), f"{label}: {line}")
-        if "do_print" in (item.get("process_fn_kwargs") or {}):
-            notes.append(f"{label}: option do_print does nothing here")
+                parsed.add((*where, key), f"{label}: {line}")
+        options = item.get("process_fn_kwargs")
+        if isinstance(options, Mapping) and "do_print" in options:
+            parsed.notes.append(f"{label}: option do_print does nothing here")
         names.append(name)
         if entry is not None:
             entries.append(entry)
     for name in sorted({name for name in names if names.count(name) > 1}):
-        notes.append(
+        note = (
             f"name {name!r} is given {names.count(name)} times: config names get -2, -3 …; data_source stays {name!r}"
         )
+        parsed.notes.append(note)
     unique = _unique_names([entry.name for entry in entries])
-    return [replace(entry, config_name=config_name) for entry, config_name in zip(entries, unique, strict=True)]
+    parsed.entries = [replace(entry, config_name=name) for entry, name in zip(entries, unique, strict=True)]
 
 
 def _default_name(json_path: Any) -> str:
@@ -274,20 +307,24 @@ def _unique_names(names: Sequence[str]) -> list[str]:
     return result
 
 
-def _texts(data: Mapping[str, Any], key: str, mistakes: _Mistakes) -> dict[str, str]:
-    values = data.get(key) or {}
+def _texts(parsed: ParsedMixture, key: str) -> dict[str, str]:
+    values = parsed.document.data.get(key) or {}
     if not isinstance(values, Mapping) or not all(isinstance(v, str) for v in values.values()):
-        mistakes.add((key,), f"{key} must map texts to texts, got {values!r}")
+        parsed.add((key,), f"{key} must map texts to texts, got {values!r}")
         return {}
-    return {str(name): value for name, value in values.items()}
+    try:
+        return {str(name): expand_variables(value) for name, value in values.items()}
+    except ConfigError as error:
+        parsed.add((key,), error.message)
+        return {}
 
 
-def _numbers(data: Mapping[str, Any], key: str, mistakes: _Mistakes) -> dict[str, float]:
-    values = data.get(key) or {}
+def _numbers(parsed: ParsedMixture, key: str) -> dict[str, float]:
+    values = parsed.document.data.get(key) or {}
     if not isinstance(values, Mapping):
-        mistakes.add((key,), f"{key} must map groups to numbers, got {values!r}")
+        parsed.add((key,), f"{key} must map groups to numbers, got {values!r}")
         return {}
     for group, value in values.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
-            mistakes.add((key, str(group)), f"{key}.{group} must be a number greater than 0, got {value!r}")
+            parsed.add((key, str(group)), f"{key}.{group} must be a number greater than 0, got {value!r}")
     return {str(group): value for group, value in values.items()}

@@ -26,7 +26,7 @@ from llava_arrow.sources import ROW
 from llava_arrow.sources.columns import read_spec
 from llava_arrow.sources.formats import columns_of, reader_of
 
-__all__ = ["iter_tables"]
+__all__ = ["iter_tables", "preview_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,21 @@ def iter_tables(
             "%s: %d rows were left out (on_error: skip), the first: row %d, %s: %s",
             shard.file.path, len(account.ledger), first.row, first.code, first.reason,
         )  # fmt: skip
+
+
+def preview_rows(
+    shard: Shard, *, layout: Layout, num_rows: int
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """The first rows that are kept, as read, each with its samples (none for a row that goes into the ledger)."""
+    account = Tally()
+    stage = _Stage(shard, layout, layout, False, account)
+    for table in _kept_rows(shard, account):
+        for i in range(min(num_rows, table.num_rows)):
+            row = table.slice(i, 1)
+            yield row.to_pylist()[0], stage.deliver(row).to_pylist()
+        num_rows -= table.num_rows
+        if num_rows <= 0:
+            return
 
 
 def _kept_rows(shard: Shard, tally: Tally) -> Iterator[pa.Table]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def _cut(files: Sequence[DataFile], num_shards: int | None, cache: PlanCache) ->
             wanted = reader_of(file).num_default_shards(file)
         else:
             wanted = _apportion([file.size for file in files], num_shards)[i]
-        parts: list[Range] = cache.remember(("cut", file, wanted), lambda f=file, n=wanted: reader_of(f).cut(f, n))
+        parts: list[Range] = cache.remember(("cut", file, wanted), partial(reader_of(file).cut, file, wanted))
         ranges += [(file, part) for part in parts]
     return ranges
 

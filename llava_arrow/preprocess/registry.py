@@ -164,6 +164,7 @@ class BoundPreprocess:
         )
 
     def __call__(self, data: Any, rng: Draws | BatchDraws | None) -> Any:
+        """The function on a row or a table, with the entry's options."""
         options = self.options if rng is None else {**self.options, "rng": rng}
         return self.preprocess.function(data, **options)
 
