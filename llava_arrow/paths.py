@@ -76,12 +76,13 @@ class ImageResolver:
             raise ImageError(f"image reference {reference!r} names no file", code="image_no_file")
         folder += slash
         known = self._folders.get(folder)
-        if known is None:
-            known = self._resolve(folder + "x")[:-1]
-            if self._stores or any(old.startswith(self._joined(folder)) for old in self._path_map):
-                return self._resolve(reference)  # the file itself may be mapped, so its folder says nothing
-            self._folders[folder] = known
-        return known + name
+        if known is not None:
+            return known + name
+        resolved = self._resolve(reference)
+        may_be_mapped = any(old.startswith(self._joined(folder)) for old in self._path_map)
+        if not self._stores and not may_be_mapped:  # else the file itself may be named, so its folder says nothing
+            self._folders[folder] = resolved[: len(resolved) - len(name)]
+        return resolved
 
     def many(self, references: Sequence[str]) -> list[str]:
         """As calling it for each."""

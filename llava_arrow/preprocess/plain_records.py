@@ -90,7 +90,8 @@ class PlainRecords:
             kept = [k for k, video in enumerate(videos) if video is None]
             records, good = [records[k] for k in kept], [good[k] for k in kept]
         for name in self._learned:
-            count = sum(value is not msgspec.UNSET for value in self._values(records, name))
+            field = self._field[name]  # records read before the key was learned do not have it
+            count = sum(getattr(record, field, msgspec.UNSET) is not msgspec.UNSET for record in records)
             if count:
                 undeclared[name] += count
         turns = [record.turns for record in records]

@@ -27,6 +27,8 @@ from llava_arrow.sources.records import OnBadRow
 __all__ = ["columns", "cut", "num_default_shards", "read"]
 
 PIECE_BYTES = 4 << 20
+BLOCK_BYTES = 16 << 20
+"""Arrow parses a block at a time; no record may be larger."""
 _QUOTE, _NEWLINE, _RETURN = b'"'[0], b"\n"[0], b"\r"[0]
 
 
@@ -151,7 +153,7 @@ def read(
         try:
             reader = pacsv.open_csv(
                 pa.PythonFile(source, mode="r"),
-                read_options=pacsv.ReadOptions(column_names=names, block_size=PIECE_BYTES, use_threads=False),
+                read_options=pacsv.ReadOptions(column_names=names, block_size=BLOCK_BYTES, use_threads=False),
                 parse_options=pacsv.ParseOptions(
                     delimiter=_delimiter(file), newlines_in_values=True, invalid_row_handler=on_wrong_width
                 ),
