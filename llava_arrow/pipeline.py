@@ -16,7 +16,7 @@ from llava_arrow.errors import MixtureError
 from llava_arrow.images import embed
 from llava_arrow.ledger import LedgerLine, Tally
 from llava_arrow.paths import ImageResolver
-from llava_arrow.plan import bad_row_handler, locate_errors
+from llava_arrow.plan import bad_row_handler, locate_errors, read_range
 from llava_arrow.preprocess.apply import Samples, plain_records, to_samples
 from llava_arrow.randomness import file_key, row_keys
 from llava_arrow.schema import assemble, widen, without
@@ -24,7 +24,7 @@ from llava_arrow.select import filter_mask
 from llava_arrow.shards import Shard
 from llava_arrow.sources import ROW
 from llava_arrow.sources.columns import read_spec
-from llava_arrow.sources.formats import columns_of, reader_of
+from llava_arrow.sources.formats import columns_of
 
 __all__ = ["iter_tables", "preview_rows"]
 
@@ -88,13 +88,8 @@ def _kept_rows(shard: Shard, tally: Tally) -> Iterator[pa.Table]:
     seen = Tally()
     filtered: dict[str, int] = {}
     position = 0  # among the rows that passed
-    tables = reader_of(shard.file).read(
-        shard.file,
-        shard.range,
-        columns=spec.columns,
-        filters=spec.filters,
-        on_bad_row=bad_row_handler(shard.entry, shard.file, seen),
-    )
+    on_bad_row = bad_row_handler(shard.entry, shard.file, seen)
+    tables = read_range(shard.entry, shard.file, shard.range, spec.columns, spec.filters, on_bad_row)
     if shard.counted is not None:
         tally.add(shard.counted)
         tally.not_sampled += shard.counted.delivered - len(shard.keep if shard.keep is not None else ())

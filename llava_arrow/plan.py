@@ -6,7 +6,7 @@ The plan is a function of the entry, its files and `num_shards`; which rows are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,11 +18,12 @@ from llava_arrow.entry import Entry
 from llava_arrow.errors import ConfigError, MixtureError, SourceError
 from llava_arrow.ledger import LedgerLine, Tally, sum_tallies
 from llava_arrow.plan_cache import PlanCache
-from llava_arrow.select import filter_mask, nothing_left
+from llava_arrow.select import RowFilter, filter_mask, nothing_left
 from llava_arrow.shards import DataFile, Range, Shard
 from llava_arrow.sources.columns import read_spec
 from llava_arrow.sources.files import data_files
 from llava_arrow.sources.formats import reader_of
+from llava_arrow.sources.records import OnBadRow
 
 __all__ = ["Plan", "count_range", "plan_shards"]
 
@@ -58,8 +59,8 @@ def plan_shards(
     for file in files:
         read_spec(entry, file)
     ranges = _cut(files, num_shards, cache)
-    if not ranges or all(part.num_rows == 0 for _, part in ranges):
-        raise SourceError(f"{entry.label}: {', '.join(file.path for file in files)}: there are no rows")
+    if not ranges:
+        raise _no_rows(entry, files)
     if not entry.sampling_strategy.needs_count:
         _check_something_passes(entry, files, ranges, cache)
         return Plan([Shard(entry=entry, file=f, range=part, index=i) for i, (f, part) in enumerate(ranges)])
@@ -107,7 +108,7 @@ def count_range(entry: Entry, file: DataFile, part: Range, *, stop_at_first: boo
     columns = None if spec.columns is None else compared or [spec.columns[0]]
     on_bad_row = bad_row_handler(entry, file, tally)
     filtered: dict[str, int] = {}
-    for table in reader_of(file).read(file, part, columns=columns, filters=spec.filters, on_bad_row=on_bad_row):
+    for table in read_range(entry, file, part, columns, spec.filters, on_bad_row):
         mask = locate_errors(entry, file, lambda table=table: filter_mask(table, spec.filters, filtered, tally.best))
         tally.rows += table.num_rows
         tally.delivered += table.num_rows if mask is None else int(np.count_nonzero(mask))
@@ -118,7 +119,22 @@ def count_range(entry: Entry, file: DataFile, part: Range, *, stop_at_first: boo
     return tally
 
 
-def bad_row_handler(entry: Entry, file: DataFile, tally: Tally) -> Any:
+def read_range(
+    entry: Entry,
+    file: DataFile,
+    part: Range,
+    columns: Sequence[str] | None,
+    filters: Sequence[RowFilter],
+    on_bad_row: OnBadRow,
+) -> Iterator[pa.Table]:
+    """The tables of a range; what is wrong with the file itself names the entry, too."""
+    try:
+        yield from reader_of(file).read(file, part, columns=columns, filters=filters, on_bad_row=on_bad_row)
+    except SourceError as error:
+        raise error if entry.label in error.message else error.at(entry.label) from error.__cause__
+
+
+def bad_row_handler(entry: Entry, file: DataFile, tally: Tally) -> OnBadRow:
     """What sources call for a row that cannot be read: an error that names it, or a ledger line."""
 
     def on_bad_row(row: int, error: MixtureError) -> None:
@@ -152,14 +168,20 @@ def _check_something_passes(
     come to that.
     """
     filters = [row_filter for file in files for row_filter in read_spec(entry, file).filters]
-    if not filters:
+    if not filters and any(part.num_rows for _, part in ranges):
         return
     question = ("passes", tuple(ranges), tuple(filters), entry.on_error)
     total = cache.remember(question, lambda: _count_until_one_passes(entry, ranges))
-    if not total.delivered:
+    if not total.rows:
+        raise _no_rows(entry, files)
+    if not total.delivered and filters:
         raise ConfigError(
             f"{entry.label}: {nothing_left(total.filtered, total.best, list(dict.fromkeys(filters)), total.rows)}"
         )
+
+
+def _no_rows(entry: Entry, files: Sequence[DataFile]) -> SourceError:
+    return SourceError(f"{entry.label}: {', '.join(file.path for file in files)}: there are no rows")
 
 
 def _count_until_one_passes(entry: Entry, ranges: list[tuple[DataFile, Range]]) -> Tally:

@@ -79,7 +79,11 @@ def chat(*texts: str) -> list[dict[str, str]]:
 
 def captions(num_rows: int, **more: Any) -> dict[str, Any]:
     """Columns of a text-to-image file."""
-    return {"s3_path": [f"p/{i}.jpg" for i in range(num_rows)], "caption": [f"caption {i}" for i in range(num_rows)], **more}
+    return {
+        "s3_path": [f"p/{i}.jpg" for i in range(num_rows)],
+        "caption": [f"caption {i}" for i in range(num_rows)],
+        **more,
+    }
 
 
 def samples_of(

@@ -177,7 +177,9 @@ def test_all_mistakes_of_a_file_are_said_at_once_with_their_lines(tmp_path: Path
         ),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_an_entry(entry: dict[str, Any], message: str, make_mixture: MakeMixture, folder: Path) -> None:
+def test_what_is_wrong_with_an_entry(
+    entry: dict[str, Any], message: str, make_mixture: MakeMixture, folder: Path
+) -> None:
     with pytest.raises(ConfigError) as error:
         make_mixture({"name": "a", **entry})
     place, _, rest = error.value.message.partition(": datasets[0] 'a': ")

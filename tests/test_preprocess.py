@@ -83,7 +83,10 @@ def test_text_to_image_options(one: One) -> None:
     sample = one(name, row, caption_key="long", prompt="Draw {caption}{caption}!", answer="Here: <image_gen>")
     assert sample["conversations"] == chat("Draw " + "x" * 1600 + "!", "Here: <image_gen>")
     assert (sample["gen_score"], sample["hpsv2"]) == (None, None)
-    assert one(name, row, caption_key="long", max_caption_length=3, prompt="{caption}")["conversations"][0]["value"] == "xxx"
+    assert (
+        one(name, row, caption_key="long", max_caption_length=3, prompt="{caption}")["conversations"][0]["value"]
+        == "xxx"
+    )
     chosen = one(name, row, random_caption_keys=["short"], prompt="{caption}")
     assert chosen["conversations"][0]["value"] == "S"
 
@@ -130,12 +133,24 @@ def test_layout_with_feedback(one: One) -> None:
 
 
 def test_layout_sam(one: One) -> None:
-    row = {"s3_path": "1.jpg", "caption": "C", "cap_short": "short [..]", "cap_detail": "detail [..]", "crop_parms": [0, 0, 5, 5]}
+    row = {
+        "s3_path": "1.jpg",
+        "caption": "C",
+        "cap_short": "short [..]",
+        "cap_detail": "detail [..]",
+        "crop_parms": [0, 0, 5, 5],
+    }
     name = "preproces_text_to_image_generation_layout_sam"
     sample = one(name, row, caption_drop=0, s3_prefix="sam")
-    assert (sample["image_gen"], sample["crop_parms"], sample["do_not_mask_text"]) == ("sam/1.jpg", [[0, 0, 5, 5]], True)
+    assert (sample["image_gen"], sample["crop_parms"], sample["do_not_mask_text"]) == (
+        "sam/1.jpg",
+        [[0, 0, 5, 5]],
+        True,
+    )
     is_detailed = "Describe what belongs in each box." in sample["conversations"][0]["value"]
-    assert sample["conversations"][1]["value"] == f"The layout: {'detail' if is_detailed else 'short'} [..] <image_gen>"
+    assert (
+        sample["conversations"][1]["value"] == f"The layout: {'detail' if is_detailed else 'short'} [..] <image_gen>"
+    )
     dropped = one(name, row, caption_drop=1)
     assert "an image made of the described regions." in dropped["conversations"][0]["value"]
 
@@ -176,7 +191,9 @@ def test_grounding(one: One) -> None:
 def test_judging_a_generated_image(one: One) -> None:
     sample = one("preprocess_reflection_und", {"image": "g.png", "prompts": "two dogs", "results": "One dog."})
     assert sample["image"] == "g.png"
-    assert sample["conversations"][0]["value"].startswith("<image>\nJudge this generated image against its prompt: two dogs\n")
+    assert sample["conversations"][0]["value"].startswith(
+        "<image>\nJudge this generated image against its prompt: two dogs\n"
+    )
     assert sample["conversations"][1]["value"] == "One dog."
     without = one("preprocess_reflection_und", {"image": None, "prompts": "p", "results": "r"})
     assert without["image"] is None
@@ -275,7 +292,11 @@ def test_uniworld(is_edit: bool, sources: int, targets: int, pad: bool, reweight
             {"image": None, "conversations": "[{"},
             "'conversations' is no JSON: Expecting property name enclosed in double quotes: line 1 column 3 (char 2)",
         ),
-        ("preproces_vw_instruct", {"image": None, "conversations": chat("q")}, "'conversations' has 1 turns, 2 are needed"),
+        (
+            "preproces_vw_instruct",
+            {"image": None, "conversations": chat("q")},
+            "'conversations' has 1 turns, 2 are needed",
+        ),
         (
             "process_sharegpt_4o_edit",
             {"input_prompt": "p", "input_image": "a.png", "output_image": ["b.png", "c.png"]},
@@ -292,7 +313,11 @@ def test_uniworld(is_edit: bool, sources: int, targets: int, pad: bool, reweight
             {"s3_path": "1", "caption": "c", "cap_short": "s", "cap_detail": "d", "crop_parms": "0,0"},
             "'crop_parms' must be a list of whole numbers, got '0,0'",
         ),
-        ("preproces_text_to_image_generation_s3", {"s3_path": "1.jpg", "caption": None}, "'caption' is null, text is needed"),
+        (
+            "preproces_text_to_image_generation_s3",
+            {"s3_path": "1.jpg", "caption": None},
+            "'caption' is null, text is needed",
+        ),
     ],
 )
 def test_a_row_that_does_not_fit_is_named(name: str, row: dict[str, Any], reason: str, one: One) -> None:
@@ -415,7 +440,9 @@ def test_custom_code_by_reference_when_trusted(
     assert (sample["length"], sample["conversations"]) == (3, chat("<image>What?", "abc"))
     with pytest.raises(ConfigError, match="my_captions has no option 'answer': it takes question"):
         make_mixture(entry | {"process_fn_kwargs": {"answer": "x"}}, overrides=trusted)
-    with pytest.raises(ConfigError, match="'my_functions:absent' cannot be imported: module 'my_functions' has no attribute"):
+    with pytest.raises(
+        ConfigError, match="'my_functions:absent' cannot be imported: module 'my_functions' has no attribute"
+    ):
         make_mixture(entry | {"preprocess_fn": "my_functions:absent"}, overrides=trusted)
 
 
@@ -449,7 +476,9 @@ def test_a_function_with_open_ended_options_is_refused() -> None:
 def test_a_built_in_name_cannot_be_taken() -> None:
     with pytest.raises(ConfigError) as error:
         register_preprocess("preproces_grandf", fills={})(lambda row: row)
-    assert error.value.message == "preprocess function 'preproces_grandf' is built in: register yours under another name"
+    assert (
+        error.value.message == "preprocess function 'preproces_grandf' is built in: register yours under another name"
+    )
 
 
 @register_preprocess("test_upper", fills={"image": "one"}, batched=True)
@@ -500,7 +529,9 @@ def raises(row: Any) -> Any:
     return {"undeclared": 1, "conversations": []} if row["caption"] == "caption 1" else row["nothing"]
 
 
-def test_what_a_custom_function_raises_names_the_row(folder: Path, make_mixture: MakeMixture, cache: PlanCache) -> None:
+def test_what_a_custom_function_raises_names_the_row(
+    folder: Path, make_mixture: MakeMixture, cache: PlanCache
+) -> None:
     write_table(folder / "a.parquet", captions(2))
     entry = {"name": "a", "json_path": "a.parquet", "preprocess_fn": "test_raises"}
     with pytest.raises(PreprocessError) as error:

@@ -101,7 +101,9 @@ def test_placeholders_are_counted_as_python_counts_them(pairs: list[tuple[list[s
         assert sorted(found.wrong) == list(range(len(pairs)))
 
 
-def test_a_batch_keeps_its_order_around_mended_samples(folder: Path, make_mixture: MakeMixture, cache: PlanCache) -> None:
+def test_a_batch_keeps_its_order_around_mended_samples(
+    folder: Path, make_mixture: MakeMixture, cache: PlanCache
+) -> None:
     records = [
         {"id": 0, "image": "0.jpg", "conversations": chat("q0", "a")},
         {"id": 1, "conversations": chat("q1", "a")},
@@ -122,7 +124,9 @@ def test_a_batch_keeps_its_order_around_mended_samples(folder: Path, make_mixtur
 def test_several_images_in_a_single_image_config_name_the_way_out(
     folder: Path, make_mixture: MakeMixture, cache: PlanCache
 ) -> None:
-    write_json(folder / "a.json", [{"id": 0, "image": ["a.jpg", "b.jpg"], "conversations": chat("<image><image>q", "a")}])
+    write_json(
+        folder / "a.json", [{"id": 0, "image": ["a.jpg", "b.jpg"], "conversations": chat("<image><image>q", "a")}]
+    )
     mixture = make_mixture({"name": "a", "json_path": "a.json", "multi_image": False})
     with pytest.raises(SchemaError) as error:
         samples_of(mixture, "a", cache)
@@ -136,7 +140,10 @@ def test_several_images_in_a_single_image_config_name_the_way_out(
     ("image", "reason"),
     [
         ("../up.jpg", "image reference '../up.jpg' leaves the image root {root}: relative references must stay in it"),
-        ("a/../../up.jpg", "image reference 'a/../../up.jpg' leaves the image root {root}: relative references must stay in it"),
+        (
+            "a/../../up.jpg",
+            "image reference 'a/../../up.jpg' leaves the image root {root}: relative references must stay in it",
+        ),
         ("", "image reference '' names no file"),
         ("folder/", "image reference 'folder/' names no file"),
         ("a/..", "image reference 'a/..' names no file"),
@@ -149,7 +156,10 @@ def test_image_references_that_cannot_be(
     image: Any, reason: str, folder: Path, make_mixture: MakeMixture, cache: PlanCache
 ) -> None:
     write_json(folder / "a.json", [{"image": image, "conversations": chat("q", "a")}])
-    mixture = make_mixture({"name": "a", "json_path": "a.json", "multi_image": True, "on_error": "skip"}, {"name": "b", "json_path": "a.json", "multi_image": True})
+    mixture = make_mixture(
+        {"name": "a", "json_path": "a.json", "multi_image": True, "on_error": "skip"},
+        {"name": "b", "json_path": "a.json", "multi_image": True},
+    )
     _, tally = samples_of(mixture, "a", cache)
     assert [line.reason for line in tally.ledger] == [reason.format(root=folder)]
     with pytest.raises(Exception) as error:
@@ -209,7 +219,10 @@ def test_data_source_is_the_rows_own_or_the_name(folder: Path, make_mixture: Mak
 
 
 def test_the_mixture_has_the_widest_columns(folder: Path, make_mixture: MakeMixture, cache: PlanCache) -> None:
-    write_json(folder / "one.json", [{"image": "1.jpg", "conversations": chat("<image>q", "a")}, {"conversations": chat("q", "a")}])
+    write_json(
+        folder / "one.json",
+        [{"image": "1.jpg", "conversations": chat("<image>q", "a")}, {"conversations": chat("q", "a")}],
+    )
     write_json(folder / "many.json", [{"image": ["1.jpg", "2.jpg"], "conversations": chat("<image><image>q", "a")}])
     write_table(folder / "t2i.parquet", {"s3_path": ["3.jpg"], "caption": ["c"]})
     mixture = make_mixture(
@@ -263,7 +276,10 @@ def test_rows_with_a_video_are_refused_by_name(folder: Path, make_mixture: MakeM
     records = [{"video": "v.mp4", "conversations": []}, {"video": None, "conversations": chat("q", "a")}]
     write_json(folder / "a.json", records)
     write_table(folder / "a.parquet", {"video": ["v", None], "conversations": [chat("q", "a")] * 2})
-    write_json(folder / "b.json", [{"video": "v", "s3_path": "1.jpg", "loc_caption": "c"}, {"s3_path": "1.jpg", "loc_caption": "c"}])
+    write_json(
+        folder / "b.json",
+        [{"video": "v", "s3_path": "1.jpg", "loc_caption": "c"}, {"s3_path": "1.jpg", "loc_caption": "c"}],
+    )
     mixture = make_mixture(
         {"name": "json", "json_path": "a.json", "on_error": "skip"},
         {"name": "parquet", "json_path": "a.parquet", "on_error": "skip"},

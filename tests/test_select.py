@@ -53,7 +53,10 @@ def test_a_percentage_is_rounded_up_in_decimal_arithmetic(num_passed: int, perce
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("frist:3", "unknown sampling_strategy 'frist:3': it must be one of all, full, first:N, end:N, random:N, dup:N"),
+        (
+            "frist:3",
+            "unknown sampling_strategy 'frist:3': it must be one of all, full, first:N, end:N, random:N, dup:N",
+        ),
         ("first", "unknown sampling_strategy 'first': it must be one of all, full, first:N, end:N, random:N, dup:N"),
         ("first:0", "sampling_strategy 'first:0': N must be a whole number ≥ 1 or a percentage up to 100%"),
         ("first:-1", "sampling_strategy 'first:-1': N must be a whole number ≥ 1 or a percentage up to 100%"),
@@ -95,7 +98,10 @@ def test_a_size_filter_needs_both_sides() -> None:
     sides = {"intHeight": pa.array([512, 511, 600, None]), "intWidth": pa.array([512, 900, 511, 900])}
     assert mask_of(MinSize(size=512), **sides) == [True, False, False, False]
     big = 2**53 + 1  # float64 cannot hold it
-    assert mask_of(MinSize(size=big), intHeight=pa.array([big - 1, big]), intWidth=pa.array([big, big])) == [False, True]
+    assert mask_of(MinSize(size=big), intHeight=pa.array([big - 1, big]), intWidth=pa.array([big, big])) == [
+        False,
+        True,
+    ]
 
 
 def test_max_enc_images_counts_list_items() -> None:
@@ -155,7 +161,9 @@ def test_row_groups_in_which_nothing_can_pass_are_not_read_but_counted(
     read: list[list[str]] = []
     original = parquet._read_group
     monkeypatch.setattr(
-        parquet, "_read_group", lambda *a: (read.append(a[3]), original(*a))[1]  # a[3]: the columns
+        parquet,
+        "_read_group",
+        lambda *a: (read.append(a[3]), original(*a))[1],  # a[3]: the columns
     )
     mixture = make_mixture({"json_path": "a.parquet", "name": "a", "aes_cutoff": 5, **T2I})
     samples, tally = samples_of(mixture, "a", cache)

@@ -41,7 +41,9 @@ def read_all(file: DataFile, num_shards: int) -> list[dict[str, Any]]:
     reader = reader_of(file)
     rows: list[dict[str, Any]] = []
     for part in reader.cut(file, num_shards):
-        found = [row for t in reader.read(file, part, columns=None, filters=(), on_bad_row=fail) for row in t.to_pylist()]
+        found = [
+            row for t in reader.read(file, part, columns=None, filters=(), on_bad_row=fail) for row in t.to_pylist()
+        ]
         assert [row[ROW] for row in found] == list(range(part.first_row, part.first_row + len(found)))
         assert part.num_rows in (None, len(found))
         rows += found
@@ -201,7 +203,10 @@ def test_any_fsspec_url(make_mixture: MakeMixture, cache: PlanCache) -> None:
     import fsspec
 
     memory = fsspec.filesystem("memory")
-    memory.pipe("/data/a.jsonl", b'{"id": 1, "image": "x.jpg", "conversations": ' + json.dumps(chat("<image>q", "a")).encode() + b"}\n")
+    memory.pipe(
+        "/data/a.jsonl",
+        b'{"id": 1, "image": "x.jpg", "conversations": ' + json.dumps(chat("<image>q", "a")).encode() + b"}\n",
+    )
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(captions(3)), sink)
     memory.pipe("/data/p/1.parquet", sink.getvalue().to_pybytes())
@@ -232,7 +237,9 @@ def test_the_format_follows_from_the_name(name: str, expected: tuple[str | None,
     assert detect_format(name) == expected
 
 
-def test_image_and_id_may_be_of_any_kind_in_one_file(folder: Path, make_mixture: MakeMixture, cache: PlanCache) -> None:
+def test_image_and_id_may_be_of_any_kind_in_one_file(
+    folder: Path, make_mixture: MakeMixture, cache: PlanCache
+) -> None:
     turns = chat("<image>q", "a")
     records = [
         {"id": 1, "image": "a.jpg", "conversations": turns},
@@ -242,19 +249,35 @@ def test_image_and_id_may_be_of_any_kind_in_one_file(folder: Path, make_mixture:
         {"id": 5, "image": [], "conversations": chat("q", "a")},
     ]
     write_json(folder / "a.json", records)
-    mixture = make_mixture({"name": "single", "json_path": "a.json", "multi_image": False}, {"name": "many", "json_path": "a.json"})
+    mixture = make_mixture(
+        {"name": "single", "json_path": "a.json", "multi_image": False}, {"name": "many", "json_path": "a.json"}
+    )
     single, _ = samples_of(mixture, "single", cache)
     assert [s["id"] for s in single] == ["1", "two", "single-a-000000002", "4.5", "5"]
-    assert [s["image"] and s["image"]["path"] for s in single] == [f"{folder}/a.jpg", f"{folder}/b.jpg", None, None, None]
+    assert [s["image"] and s["image"]["path"] for s in single] == [
+        f"{folder}/a.jpg",
+        f"{folder}/b.jpg",
+        None,
+        None,
+        None,
+    ]
     many, _ = samples_of(mixture, "many", cache)  # a list occurs, so all are lists
-    assert [[image["path"] for image in s["image"]] for s in many] == [[f"{folder}/a.jpg"], [f"{folder}/b.jpg"], [], [], []]
+    assert [[image["path"] for image in s["image"]] for s in many] == [
+        [f"{folder}/a.jpg"],
+        [f"{folder}/b.jpg"],
+        [],
+        [],
+        [],
+    ]
 
 
 def test_the_scan_for_lists_is_remembered(
     folder: Path, make_mixture: MakeMixture, cache: PlanCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_json(folder / "a.json", [PLAIN])
-    mixture = make_mixture({"name": "a", "json_path": "a.json"}, {"name": "said", "json_path": "a.json", "multi_image": True})
+    mixture = make_mixture(
+        {"name": "a", "json_path": "a.json"}, {"name": "said", "json_path": "a.json", "multi_image": True}
+    )
     samples_of(mixture, "a", cache)
     monkeypatch.setattr("llava_arrow.sources.columns._scan_file", lambda *a: pytest.fail("scanned again"))
     samples_of(mixture, "a", cache)
@@ -264,8 +287,15 @@ def test_the_scan_for_lists_is_remembered(
 def test_a_compared_csv_column_is_a_number_and_empty_is_null(
     folder: Path, make_mixture: MakeMixture, cache: PlanCache
 ) -> None:
-    (folder / "a.csv").write_text("s3_path,caption,fltLaionAesthScore\n1.jpg,001,6.5\n2.jpg,1e5,\n3.jpg,NA, 7 \n4.jpg,True,4\n")
-    entry = {"name": "a", "json_path": "a.csv", "aes_cutoff": 5, "preprocess_fn": "preproces_text_to_image_generation_s3"}
+    (folder / "a.csv").write_text(
+        "s3_path,caption,fltLaionAesthScore\n1.jpg,001,6.5\n2.jpg,1e5,\n3.jpg,NA, 7 \n4.jpg,True,4\n"
+    )
+    entry = {
+        "name": "a",
+        "json_path": "a.csv",
+        "aes_cutoff": 5,
+        "preprocess_fn": "preproces_text_to_image_generation_s3",
+    }
     mixture = make_mixture(entry | {"process_fn_kwargs": {"prompt": "{caption}"}})
     samples, tally = samples_of(mixture, "a", cache)
     assert [s["conversations"][0]["value"] for s in samples] == ["001", "NA"]
@@ -285,7 +315,11 @@ def test_undeclared_keys_are_named_and_counted_and_kept_ones_are_columns(
     assert list(samples[0]) == ["id", "data_source", "image", "conversations"]
     assert tally.undeclared == {"model": 1, "score": 2, "tags": 2, "other": 1}
     samples, tally = samples_of(mixture, "kept", cache)
-    assert [[s[column] for column in keep] for s in samples] == [[1.0, None, None], [2.5, ["a"], None], [None, [], '{"x":1}']]
+    assert [[s[column] for column in keep] for s in samples] == [
+        [1.0, None, None],
+        [2.5, ["a"], None],
+        [None, [], '{"x":1}'],
+    ]
     assert tally.undeclared == {"model": 1}
 
 

@@ -32,6 +32,17 @@ CAPTIONS = [
     ("brick.jpg", 4.9, "Long dark bricks with pale joints that spread towards the viewer."),
     ("grass.jpg", 5.1, "Blades of grass and small leaves, seen straight from above."),
     ("gravel.jpg", 5.67, "A layer of small broken stones, seen from above."),
+    ("astronaut.jpg", 6.8, "Portrait of a woman in a space suit, with a flag and a shuttle model behind her."),
+    ("astronaut.jpg", 6.8, "An official portrait, an open metal neck ring and a black-visored helmet in the corner."),
+    (
+        "hubble_deep_field.jpg",
+        6.9,
+        "A deep view into space: blue, white and red specks, a pale spiral near the left edge.",
+    ),
+    ("hubble_deep_field.jpg", 6.9, "Two stars with cross-shaped spikes among countless far galaxies."),
+    ("retina.jpg", 5.9, "A fundus photograph: the optic disc is bright yellow, the macula a darker red."),
+    ("camera.jpg", 6.2, "A photographer at work in grey tones, domed buildings and a tower on the horizon."),
+    ("camera.jpg", 6.2, "Black-and-white photograph of a man who steadies a video camera with gloved hands."),
 ]
 
 # file, label, box as x1, y1, x2, y2 in shares of width and height
@@ -116,7 +127,10 @@ def main() -> None:
 
 def write_text_to_image() -> None:
     """`our-dataset`: the columns that LaViDa-O's text-to-image entries read."""
-    sizes = [Image.open(PHOTOS / file).size for file, _, _ in CAPTIONS]
+    sizes = []
+    for file, _, _ in CAPTIONS:
+        with Image.open(PHOTOS / file) as photo:
+            sizes.append(photo.size)
     table = pa.table(
         {
             "s3_path": [f"photos/{file}" for file, _, _ in CAPTIONS],
@@ -140,10 +154,10 @@ def write_conversations() -> None:
 
 def write_edits() -> None:
     """Edits with targets that really are the edited photo."""
-    coffee = Image.open(PHOTOS / "coffee.jpg")
-    ImageOps.grayscale(coffee).save(PHOTOS / "coffee_gray.jpg", quality=80)
-    cat = Image.open(PHOTOS / "cat.jpg")
-    ImageOps.mirror(cat).save(PHOTOS / "cat_mirrored.jpg", quality=80)
+    with Image.open(PHOTOS / "coffee.jpg") as coffee:
+        ImageOps.grayscale(coffee).save(PHOTOS / "coffee_gray.jpg", quality=80)
+    with Image.open(PHOTOS / "cat.jpg") as cat:
+        ImageOps.mirror(cat).save(PHOTOS / "cat_mirrored.jpg", quality=80)
     lines = [
         {
             "input_prompt": "Take all colour out of this photo.",

@@ -137,13 +137,14 @@ def read(
     for row_filter in filters:
         if isinstance(row_filter, MaxEncImages):
             raise SourceError(f"{file.path}: max_enc_images counts list items, but a CSV column holds text")
-    broken: list[int] = []
+    broken: list[tuple[int, SourceError]] = []
+    num_reported = 0
 
     def on_wrong_width(row: pacsv.InvalidRow) -> str:
-        number = part.first_row + (row.number - 1 if row.number else 0)
-        broken.append(number)
+        # Called from Arrow's parser, through which no exception passes: the rows are reported before the next table.
         where = f"has {row.actual_columns} fields, but the header names {row.expected_columns}: {row.text[:60]}"
-        on_bad_row(number, SourceError(f"the line {where}", code="wrong_width"))
+        number = part.first_row + (row.number - 1 if row.number else 0)
+        broken.append((number, SourceError(f"the line {where}", code="wrong_width")))
         return "skip"
 
     with open_binary(file, body if file.compression is None and part.start == body else part.start) as stream:
@@ -165,15 +166,19 @@ def read(
             )
             row = part.first_row
             for batch in reader:
-                rows, row = _row_numbers(batch.num_rows, row, broken)
+                for number, error in broken[num_reported:]:
+                    on_bad_row(number, error)
+                num_reported = len(broken)
+                rows, row = _row_numbers(batch.num_rows, row, [number for number, _ in broken])
                 table = pa.Table.from_batches([batch]).append_column(ROW, pa.array(rows))
                 for column in dict.fromkeys(compared):
                     table = _to_numbers(table, column, on_bad_row)
                 yield table
         except pa.ArrowInvalid as error:
-            if "Empty CSV file" in str(error):
-                return
-            raise SourceError(f"{file.path}: the file cannot be read as {file.format.upper()}: {error}") from error
+            if "Empty CSV file" not in str(error):
+                raise SourceError(f"{file.path}: the file cannot be read as {file.format.upper()}: {error}") from error
+        for number, wrong in broken[num_reported:]:
+            on_bad_row(number, wrong)
 
 
 def _row_numbers(num_rows: int, row: int, broken: list[int]) -> tuple[npt.NDArray[np.int64], int]:

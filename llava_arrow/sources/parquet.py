@@ -112,12 +112,13 @@ def plain_columns(table: pa.Table) -> pa.Table:
 
 
 def _bounds(group: pq.RowGroupMetaData, compared: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    """(min, max) per column, where the row group has statistics."""
+    """(min, max) per column, where the row group has statistics of numbers."""
     bounds = {}
     for i in range(group.num_columns):
         column = group.column(i)
         if column.path_in_schema in compared and column.is_stats_set and column.statistics.has_min_max:
             low, high = column.statistics.min, column.statistics.max
-            dtype = {"FLOAT": np.float32}.get(column.physical_type)
-            bounds[column.path_in_schema] = (low, high) if dtype is None else (dtype(low), dtype(high))
+            if isinstance(low, (int, float)) and isinstance(high, (int, float)):
+                dtype = np.float32 if column.physical_type == "FLOAT" else type(low)
+                bounds[column.path_in_schema] = (dtype(low), dtype(high))
     return bounds

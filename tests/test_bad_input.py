@@ -1,0 +1,294 @@
+"""Each kind of bad input, once: the whole message, or with `on_error: skip` the ledger line. Never a wrong dataset."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from llava_arrow import MixtureError
+from llava_arrow.plan_cache import PlanCache
+from tests.conftest import MakeMixture, captions, chat, is_accounted_for, samples_of, write_json, write_table
+
+GOOD = {"id": "good", "conversations": chat("q", "a")}
+
+
+class Trouble:
+    """Runs one entry and gives the message it fails with, the folder shortened to `.`."""
+
+    def __init__(self, folder: Path, make_mixture: MakeMixture, cache: PlanCache) -> None:
+        self.folder, self.make_mixture, self.cache = folder, make_mixture, cache
+
+    def __call__(self, **entry: Any) -> str:
+        with pytest.raises(MixtureError) as error:
+            samples_of(self.make_mixture({"name": "a", **entry}), "a", self.cache)
+        return error.value.message.replace(str(self.folder), ".")
+
+    def skipped(self, **entry: Any) -> tuple[int, list[tuple[int, str]]]:
+        """How many samples come with `on_error: skip`, and the ledger as (row, reason)."""
+        mixture = self.make_mixture({"name": "a", "on_error": "skip", **entry})
+        samples, tally = samples_of(mixture, "a", self.cache)
+        assert is_accounted_for(tally)
+        return len(samples), [(line.row, line.reason) for line in tally.ledger]
+
+
+@pytest.fixture
+def trouble(folder: Path, make_mixture: MakeMixture, cache: PlanCache) -> Trouble:
+    return Trouble(folder, make_mixture, cache)
+
+
+def test_a_missing_file(trouble: Trouble) -> None:
+    assert (
+        trouble(json_path="nope/a.json")
+        == "entry 'a': the data file './nope/a.json' does not exist (the folder '.' does)"
+    )
+
+
+def test_a_glob_that_matches_nothing(trouble: Trouble) -> None:
+    assert trouble(json_path="nope/*.json") == "entry 'a': json_path './nope/*.json' matches no file"
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.parquet", "a.csv", "a.jsonl", "a.arrow"])
+def test_an_empty_file(name: str, folder: Path, trouble: Trouble) -> None:
+    (folder / name).touch()
+    assert trouble(json_path=name) == f"entry 'a': the data file './{name}' is empty (0 bytes)"
+
+
+def test_a_directory_without_data(folder: Path, trouble: Trouble) -> None:
+    (folder / "d").mkdir()
+    (folder / "d" / "readme.txt").write_text("x")
+    assert trouble(json_path="d") == (
+        "entry 'a': the directory './d' holds no data file "
+        "(.parquet, .csv, .tsv, .json, .jsonl, .ndjson, .arrow, .feather)"
+    )
+
+
+def test_a_directory_of_two_formats(folder: Path, trouble: Trouble) -> None:
+    (folder / "d").mkdir()
+    write_json(folder / "d" / "a.json", [GOOD])
+    (folder / "d" / "a.csv").write_text("a\n1\n")
+    assert trouble(json_path="d") == (
+        "entry 'a': the directory './d' holds several formats (1 csv, 1 json): say which, as in *.parquet"
+    )
+
+
+def test_an_unknown_format(folder: Path, trouble: Trouble) -> None:
+    (folder / "a.xlsx").write_text("x")
+    assert trouble(json_path="a.xlsx") == (
+        "entry 'a': './a.xlsx' is of no known format: .parquet, .csv, .tsv, .json, .jsonl, .ndjson, .arrow, .feather; "
+        "csv, tsv, json, jsonl also with .gz or .zst"
+    )
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.97])
+def test_a_truncated_parquet_file(keep: float, folder: Path, trouble: Trouble) -> None:
+    write_table(folder / "a.parquet", captions(1000))
+    data = (folder / "a.parquet").read_bytes()
+    (folder / "a.parquet").write_bytes(data[: int(len(data) * keep)])
+    message = trouble(json_path="a.parquet", preprocess_fn="preproces_text_to_image_generation_s3")
+    assert message.startswith("./a.parquet: this is no readable Parquet file (truncated?): ")
+
+
+def test_a_truncated_arrow_file(folder: Path, trouble: Trouble) -> None:
+    table = pa.table(captions(1000))
+    with pa.ipc.new_file(folder / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    data = (folder / "a.arrow").read_bytes()
+    (folder / "a.arrow").write_bytes(data[: len(data) // 2])
+    message = trouble(json_path="a.arrow", preprocess_fn="preproces_text_to_image_generation_s3")
+    assert message.startswith(
+        ("./a.arrow: this is no readable Arrow file (truncated?): ", "./a.arrow: the file is truncated")
+    )
+
+
+def test_a_json_array_that_is_cut_in_the_middle(folder: Path, trouble: Trouble) -> None:
+    text = json.dumps([GOOD] * 3)
+    (folder / "a.json").write_text(text[:-30])
+    assert trouble(json_path="a.json", multi_image=False) == (
+        "entry 'a': ./a.json: the JSON array ends in the middle, after 0 whole records: the file is truncated"
+    )
+
+
+def test_a_json_file_that_is_no_array(folder: Path, trouble: Trouble) -> None:
+    (folder / "a.json").write_text('"text"')
+    assert trouble(json_path="a.json") == (
+        "./a.json: a JSON file must be an array of records or have one record per line, it starts with '\"text\"'"
+    )
+
+
+def test_text_after_the_array(folder: Path, trouble: Trouble) -> None:
+    (folder / "a.json").write_text(json.dumps([GOOD]) + " and more")
+    assert trouble(json_path="a.json", multi_image=False) == (
+        "entry 'a': ./a.json: the JSON array ends in the middle, after 0 whole records: the file is truncated"
+    )
+
+
+def test_a_record_that_is_broken(folder: Path, trouble: Trouble) -> None:
+    (folder / "a.json").write_text(f'[{json.dumps(GOOD)}, {{"id": 1,, "b": 2}}, {json.dumps(GOOD)}]')
+    message = trouble(json_path="a.json", multi_image=False)
+    start, malformed, rest = message.partition("(JSON is malformed: expected '\"' (byte 9))")
+    assert (start, rest) == ("entry 'a': ./a.json row 1: a record is no valid JSON ", ': {"id": 1,, "b": 2}…')
+    assert malformed
+
+
+def test_a_line_that_is_broken(folder: Path, trouble: Trouble) -> None:
+    (folder / "a.jsonl").write_text(json.dumps(GOOD) + '\n{"id": 3, "con\n' + json.dumps(GOOD) + "\n")
+    reason = 'a record is no valid JSON (Input data was truncated): {"id": 3, "con…'
+    assert trouble(json_path="a.jsonl") == f"./a.jsonl row 1 (entry 'a'): {reason}"
+    assert trouble.skipped(json_path="a.jsonl") == (2, [(1, reason)])
+    first = {"json_path": "a.jsonl", "sampling_strategy": "end:1"}
+    assert trouble.skipped(**first) == (1, [])
+
+
+def test_a_broken_line_under_a_filter_is_no_filtered_row(folder: Path, trouble: Trouble) -> None:
+    lines = [json.dumps({**GOOD, "fltLaionAesthScore": score}) for score in (6, 4)]
+    lines.insert(1, '{"fltLaionAesthScore": "high", "conversations": []}')
+    (folder / "a.jsonl").write_text("\n".join(lines))
+    reason = "'fltLaionAesthScore' is compared with a number, but it is 'high'"
+    assert trouble(json_path="a.jsonl", aes_cutoff=5) == f"./a.jsonl row 1 (entry 'a'): {reason}"
+    assert trouble.skipped(json_path="a.jsonl", aes_cutoff=5) == (1, [(1, reason)])
+    assert trouble.skipped(json_path="a.jsonl", aes_cutoff=5, sampling_strategy="first:1") == (1, [(1, reason)])
+
+
+def test_a_record_that_is_no_object(folder: Path, trouble: Trouble) -> None:
+    write_json(folder / "a.json", [GOOD, [1, 2], 5])
+    assert trouble(json_path="a.json") == "./a.json row 1 (entry 'a'): a record must be an object {…}, got [1, 2]"
+    assert trouble.skipped(json_path="a.json") == (
+        1,
+        [(1, "a record must be an object {…}, got [1, 2]"), (2, "a record must be an object {…}, got 5")],
+    )
+
+
+def test_an_empty_array(folder: Path, trouble: Trouble) -> None:
+    write_json(folder / "a.json", [])
+    assert trouble(json_path="a.json") == "entry 'a': ./a.json: there are no rows"
+
+
+def test_a_csv_of_only_a_header(folder: Path, trouble: Trouble) -> None:
+    (folder / "a.csv").write_text("s3_path,caption\n")
+    entry = {"json_path": "a.csv", "preprocess_fn": "preproces_text_to_image_generation_s3"}
+    assert trouble(**entry) == "entry 'a': ./a.csv: there are no rows"
+
+
+def test_csv_lines_of_another_width(folder: Path, trouble: Trouble) -> None:
+    (folder / "a.csv").write_text("s3_path,caption\n1.jpg,one\n2.jpg\n3.jpg,three\n4.jpg,four,more\n5.jpg,five\n")
+    entry = {"json_path": "a.csv", "preprocess_fn": "preproces_text_to_image_generation_s3"}
+    reason = "the line has 1 fields, but the header names 2: 2.jpg"
+    assert trouble(**entry) == f"./a.csv row 1 (entry 'a'): {reason}"
+    assert trouble.skipped(**entry) == (
+        3,
+        [(1, reason), (3, "the line has 3 fields, but the header names 2: 4.jpg,four,more")],
+    )
+
+
+def test_a_csv_header_that_names_a_column_twice(folder: Path, trouble: Trouble) -> None:
+    (folder / "a.csv").write_text("caption,caption\na,b\n")
+    assert trouble(json_path="a.csv") == "./a.csv: the header line names 'caption' twice"
+
+
+def test_missing_columns(folder: Path, trouble: Trouble) -> None:
+    write_table(folder / "a.parquet", captions(2))
+    t2i = {"json_path": "a.parquet", "preprocess_fn": "preproces_text_to_image_generation_s3"}
+    there = "but there are only s3_path, caption"
+    assert trouble(json_path="a.parquet") == (
+        "./a.parquet (entry 'a'): rows without preprocess_fn must have a column 'conversations'; there are s3_path, caption"
+    )
+    assert trouble(**t2i, columns=["s3_path", "capshun"]) == (
+        f"./a.parquet (entry 'a'): `columns:` names the column 'capshun', {there}"
+    )
+    assert trouble(**t2i, process_fn_kwargs={"caption_key": "long"}) == (
+        f"./a.parquet (entry 'a'): preproces_text_to_image_generation_s3 needs the column 'long', {there}"
+    )
+    assert trouble(**t2i, id_column="key") == f"./a.parquet (entry 'a'): id_column names the column 'key', {there}"
+    write_table(folder / "b.parquet", {"conversations": [chat("q", "a")]})
+    assert trouble(json_path="b.parquet", keep_columns=["score"]) == (
+        "./b.parquet (entry 'a'): the entry declares the column 'score', but there are only conversations"
+    )
+
+
+def test_wrong_types(folder: Path, trouble: Trouble) -> None:
+    write_table(folder / "a.parquet", {"s3_path": ["1.jpg"], "caption": [5], "intHeight": ["tall"], "intWidth": [1]})
+    t2i = {"json_path": "a.parquet", "preprocess_fn": "preproces_text_to_image_generation_s3"}
+    assert trouble(**t2i) == "./a.parquet row 0 (entry 'a'): 'caption' must be text, but the column is int64"
+    assert trouble(**t2i, min_size=5) == (
+        "./a.parquet (entry 'a'): column 'intHeight' is compared with a number, but it is string"
+    )
+    write_table(folder / "b.parquet", {"conversations": [1, 2]})
+    assert (
+        trouble(json_path="b.parquet")
+        == "./b.parquet row 0 (entry 'a'): 'conversations' must be a list of turns, got 1"
+    )
+
+
+def test_more_rows_asked_for_than_there_are(folder: Path, trouble: Trouble) -> None:
+    write_json(folder / "a.json", [GOOD] * 3)
+    assert trouble(json_path="a.json", sampling_strategy="first:4") == (
+        "entry 'a': sampling_strategy 'first:4' asks for 4 rows, but only 3 passed the filters: say at most first:3, or 'all'"
+    )
+
+
+def test_samples_that_are_wrong(folder: Path, trouble: Trouble) -> None:
+    records = [
+        GOOD,
+        {"conversations": []},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "human", "value": "q"}]},
+        {"conversations": chat("<image>q", "a")},
+        {"conversations": chat("q", "a"), "image": "../../etc/passwd"},
+    ]
+    write_json(folder / "a.json", records)
+    assert trouble(json_path="a.json") == (
+        "./a.json row 1 (entry 'a'): the conversation is empty: it needs a human turn and an answer"
+    )
+    assert trouble.skipped(json_path="a.json") == (
+        1,
+        [
+            (1, "the conversation is empty: it needs a human turn and an answer"),
+            (2, "turn 1 is from human, gpt is next: turns must alternate"),
+            (3, "<image> occurs 1 times, but 'image' holds 0 images: they must match"),
+            (
+                4,
+                f"image reference '../../etc/passwd' leaves the image root {folder}: relative references must stay in it",
+            ),
+        ],
+    )
+
+
+def test_images_that_cannot_be_embedded(
+    folder: Path, make_mixture: MakeMixture, cache: PlanCache, tmp_path: Path
+) -> None:
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("<html>not found</html>")
+    (folder / "folder.jpg").mkdir()
+    (tmp_path / "secret.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "good.gif").write_bytes(b"GIF89a......")
+    names = ["missing.jpg", "empty.jpg", "text.jpg", "folder.jpg", "link.png", "good.gif"]
+    write_json(folder / "a.json", [{"image": name, "conversations": chat("<image>q", "a")} for name in names])
+    mixture = make_mixture({"name": "a", "json_path": "a.json", "on_error": "skip"})
+    samples, tally = samples_of(mixture, "a", cache, embed_images=True)
+    assert [s["image"] for s in samples] == [{"bytes": b"GIF89a......", "path": f"{folder}/good.gif"}]
+    assert [
+        (line.code, line.reason.replace(str(folder), ".").replace(str(tmp_path), "..")) for line in tally.ledger
+    ] == [
+        ("image_missing", "./missing.jpg does not exist"),
+        ("image_empty", "./empty.jpg is empty"),
+        ("no_image", "./text.jpg is no image (it begins with b'<html>not fo')"),
+        ("image_unreadable", "./folder.jpg cannot be read: Is a directory"),
+        ("image_outside_root", "./link.png is a link to ../secret.png, outside of the image root ."),
+    ]
+
+
+def test_a_copy_of_a_row_at_fault_takes_the_others_along(folder: Path, trouble: Trouble) -> None:
+    write_json(folder / "a.json", [GOOD, {"conversations": []}])
+    number, ledger = trouble.skipped(json_path="a.json", sampling_strategy="dup:3")
+    assert (number, [row for row, _ in ledger]) == (3, [1])
+
+
+def test_a_reserved_column_name(folder: Path, trouble: Trouble) -> None:
+    write_table(folder / "a.parquet", {"__row__": [1], "conversations": [chat("q", "a")]})
+    assert (
+        trouble(json_path="a.parquet") == "./a.parquet (entry 'a'): a column must not be called '__row__': rename it"
+    )
