@@ -19,7 +19,7 @@ from llava_arrow.errors import ConfigError
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["IMAGE_COLUMNS", "IMAGE_TYPE", "Layout", "PLACEHOLDERS", "parse_column_type"]
+__all__ = ["IMAGE_COLUMNS", "IMAGE_TYPE", "Layout", "PLACEHOLDERS", "is_list_type", "parse_column_type"]
 
 IMAGE_COLUMNS = ("image", "image_gen", "image_gen_enc")
 PLACEHOLDERS = {"image": "<image>", "image_gen": "<image_gen>", "image_gen_enc": "<image_gen_enc>"}
@@ -54,6 +54,11 @@ def parse_column_type(spelling: Any, place: str = "type") -> pa.DataType:
     if spelling not in _SCALARS:
         raise ConfigError(f"{place} must be one of {', '.join(_SCALARS)} or list<…> of one, got {spelling!r}")
     return pa.type_for_alias(str(spelling))
+
+
+def is_list_type(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is a list of any make."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 @dataclass(frozen=True)

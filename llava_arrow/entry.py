@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import posixpath
 from collections.abc import Callable, Mapping
@@ -219,7 +220,7 @@ def _true_or_false(key: str, value: Any, context: Context) -> bool:
 def _cutoff(key: str, value: Any, context: Context) -> float | None:
     if value is None:
         return None
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         raise ConfigError(f"{key} must be a number or null (off), got {value!r}")
     return float(value)
 
@@ -252,12 +253,19 @@ def _features(key: str, value: Any, context: Context) -> dict[str, str]:
     return {str(column): str(kind) for column, kind in value.items()}
 
 
+def _kept(key: str, value: Any, context: Context) -> tuple[str, ...]:
+    for column in _text_list(key, value, context):
+        if column in ("id", "data_source", "conversations", "image"):
+            raise ConfigError(f"{key}: {column!r} is always there")
+        if column in IMAGE_COLUMNS or column == "video":
+            raise ConfigError(
+                f"{key}: {column!r} is no plain column: images go under `features:`, videos are not supported"
+            )
+    return tuple(value)
+
+
 def _sampling(key: str, value: Any, context: Context) -> Sampling:
     return Sampling.parse(value)
-
-
-def _unchecked(key: str, value: Any, context: Context) -> Any:
-    return value
 
 
 _CHECKS: dict[str, Check] = {
@@ -271,7 +279,7 @@ _CHECKS: dict[str, Check] = {
     "image_root": _root,
     "length_group": _text,
     "multi_image": _true_or_false,
-    "keep_columns": _text_list,
+    "keep_columns": _kept,
     "features": _features,
     "on_error": _one_of("raise", "skip"),
     "turns": _one_of("trim", "strict"),

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from llava_arrow.column_types import IMAGE_TYPE
+from llava_arrow.column_types import IMAGE_TYPE, is_list_type
 from llava_arrow.errors import MixtureError, SchemaError
 from llava_arrow.paths import ImageResolver
 
@@ -56,6 +57,8 @@ def images_to_arrow(
 
 def _all_paths(values: Sequence[Any], kind: str, resolve: ImageResolver) -> pa.Array:
     """The common case, all references text; a TypeError or AttributeError where one is not."""
+    if not all(v is None or type(v) in (str, list) for v in values):
+        raise TypeError("something else than text")
     lengths = np.array([1 if type(v) is str else 0 if v is None else len(v) for v in values], dtype=np.int32)
     if kind == "one" and len(lengths) and lengths.max() > 1:
         raise TypeError("a list where one image is expected")
@@ -75,10 +78,12 @@ def _reference(item: Any, column: str, resolve: ImageResolver) -> tuple[str | No
         return resolve(item), None
     if isinstance(item, (bytes, bytearray)):
         return None, bytes(item)
-    if isinstance(item, dict) and set(item) <= {"bytes", "path"} and (item.get("bytes") or item.get("path")):
+    if isinstance(item, dict) and set(item) <= {"bytes", "path"}:
         content, path = item.get("bytes"), item.get("path")
-        if content is None or isinstance(content, (bytes, bytearray)):
-            return (path, bytes(content)) if content is not None else (resolve(str(path)), None)
+        if isinstance(content, (bytes, bytearray)) and content and (path is None or isinstance(path, str)):
+            return path, bytes(content)
+        if content is None and isinstance(path, str):
+            return resolve(path), None
     raise SchemaError(f"{column!r} must hold paths, URLs or {{bytes, path}}, got {item!r:.80}", code=f"type_{column}")
 
 
@@ -103,8 +108,8 @@ def images_from_arrow(
     """
     if pa.types.is_null(array.type):
         return images_to_arrow([None] * len(array), kind, column, resolve)
-    is_list = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
-    items = array.values if is_list else array
+    is_list = is_list_type(array.type)
+    items = array.flatten() if is_list else array
     if pa.types.is_binary(items.type) or pa.types.is_large_binary(items.type):
         names = pa.nulls(len(items), pa.string())
         items = pa.StructArray.from_arrays(
@@ -117,6 +122,8 @@ def images_from_arrow(
         return images_to_arrow(array.to_pylist(), kind, column, resolve)
     data = items.field("bytes").cast(pa.binary())
     is_embedded = data.null_count == items.null_count  # every image that is there brings its bytes
+    if is_embedded and pc.any(pc.equal(pc.binary_length(data), 0)).as_py():
+        return images_to_arrow(array.to_pylist(), kind, column, resolve)
     if not is_embedded or is_list != (kind == "many") or is_list:
         return images_to_arrow(array.to_pylist(), kind, column, resolve)
     paths = items.field("path").cast(pa.string())

@@ -72,7 +72,7 @@ class ImageResolver:
     def __call__(self, reference: str) -> str:
         """The absolute path or URL of `reference`; an ImageError where it is empty or leaves the root."""
         folder, slash, name = reference.rpartition("/")
-        if not name or name in (".", ".."):
+        if not name or name in (".", "..") or "\0" in reference:
             raise ImageError(f"image reference {reference!r} names no file", code="image_no_file")
         folder += slash
         known = self._folders.get(folder)
@@ -92,15 +92,14 @@ class ImageResolver:
             end = reference.rfind("/") + 1
             known, name = folders.get(reference[:end]), reference[end:]
             # Names of one or two characters may be dots, which lead elsewhere.
-            resolved.append(self(reference) if known is None or len(name) < 3 else known + name)
+            is_plain = known is not None and len(name) > 2 and "\0" not in name
+            resolved.append(f"{known}{name}" if is_plain else self(reference))
         return resolved
 
     def _joined(self, reference: str) -> str:
         return reference if is_url(reference) or reference.startswith("/") else posixpath.join(self._root, reference)
 
     def _resolve(self, reference: str) -> str:
-        if "\0" in reference:
-            raise ImageError(f"image reference {reference!r} holds a NUL", code="image_no_file")
         if not is_url(reference) and not reference.startswith("/"):
             inner = posixpath.normpath(reference)
             if inner == ".." or inner.startswith("../"):

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from llava_arrow.column_types import Layout
 from llava_arrow.entry import Entry, image_root_of
-from llava_arrow.errors import MixtureError
+from llava_arrow.errors import MixtureError, SchemaError
 from llava_arrow.images import embed
 from llava_arrow.ledger import LedgerLine, Tally
 from llava_arrow.paths import ImageResolver
@@ -24,6 +24,7 @@ from llava_arrow.select import filter_mask
 from llava_arrow.shards import Shard
 from llava_arrow.sources import ROW
 from llava_arrow.sources.columns import read_spec
+from llava_arrow.sources.files import stem_of
 from llava_arrow.sources.formats import columns_of
 
 __all__ = ["iter_tables", "preview_rows"]
@@ -134,7 +135,7 @@ class _Stage:
         is_plain = self.entry.preprocess is None and columns_of(self.file) is None
         self.plain = plain_records(self.entry, layout, self.id_column) if is_plain else None
         self.key = file_key(seed=self.entry.seed, config_name=self.entry.config_name, file=self.file.key)
-        self.stem = self.file.path.rsplit("/", 1)[-1].split(".")[0]
+        self.stem = stem_of(self.file)
         self.image_root = image_root_of(self.entry, self.file.path)
         self.resolve = ImageResolver(
             image_root=self.image_root, path_map=self.entry.path_map, image_stores=self.entry.image_stores
@@ -186,11 +187,22 @@ class _Stage:
         prefix = f"{self.entry.config_name}-{self.stem}-"
         kept = rows[samples.positions].tolist()
         given = _listed(samples.columns.get("id"), len(kept))
-        ids = [f"{prefix}{row:09d}" if own is None else str(own) for own, row in zip(given, kept, strict=True)]
+        ids = [f"{prefix}{row:09d}" if own is None else own for own, row in zip(given, kept, strict=True)]
+        for i, own in enumerate(ids):
+            if type(own) is not str:
+                ids[i] = self._id_text(own, int(samples.positions[i]), samples.wrong)
         if copies is not None:
             numbers = copies[samples.positions].tolist()
             ids = [f"{text}-dup{copy}" if copy else text for text, copy in zip(ids, numbers, strict=True)]
         return ids
+
+    def _id_text(self, given: Any, position: int, wrong: dict[int, MixtureError]) -> str:
+        if isinstance(given, bool) or not isinstance(given, (int, float)):
+            wrong.setdefault(
+                position, SchemaError(f"'id' must be text or a number, got {given!r:.80}", code="type_id")
+            )
+        # pandas makes whole numbers floats where one of them is missing
+        return str(int(given)) if isinstance(given, float) and given.is_integer() else str(given)
 
     def _account_for(
         self,

@@ -20,7 +20,7 @@ from llava_arrow.ledger import LedgerLine, Tally, sum_tallies
 from llava_arrow.plan_cache import PlanCache
 from llava_arrow.select import RowFilter, filter_mask, nothing_left
 from llava_arrow.shards import DataFile, Range, Shard
-from llava_arrow.sources.columns import read_spec
+from llava_arrow.sources.columns import check_record_keys, read_spec
 from llava_arrow.sources.files import data_files
 from llava_arrow.sources.formats import reader_of
 from llava_arrow.sources.records import OnBadRow
@@ -58,6 +58,7 @@ def plan_shards(
     files = data_files(entry) if files is None else files
     for file in files:
         read_spec(entry, file)
+    check_record_keys(entry, files, cache)
     ranges = _cut(files, num_shards, cache)
     if not ranges:
         raise _no_rows(entry, files)
@@ -172,11 +173,21 @@ def _check_something_passes(
         return
     question = ("passes", tuple(ranges), tuple(filters), entry.on_error)
     total = cache.remember(question, lambda: _count_until_one_passes(entry, ranges))
-    if not total.rows:
-        raise _no_rows(entry, files)
-    if not total.delivered and filters:
+    _check_readable(entry, files, total)
+    if not total.delivered:
         raise ConfigError(
             f"{entry.label}: {nothing_left(total.filtered, total.best, list(dict.fromkeys(filters)), total.rows)}"
+        )
+
+
+def _check_readable(entry: Entry, files: Sequence[DataFile], total: Tally) -> None:
+    """An error where the files hold no rows, or none that can be read."""
+    if not total.rows:
+        raise _no_rows(entry, files)
+    if len(total.ledger) == total.rows:
+        first = total.ledger[0]
+        raise SourceError(
+            f"{entry.label}: none of its {total.rows:,} rows can be read, the first: row {first.row}: {first.reason}"
         )
 
 
@@ -197,6 +208,7 @@ def _sampled(entry: Entry, ranges: list[tuple[DataFile, Range]], tallies: list[T
     num_passed = sum(tally.delivered for tally in tallies)
     total = sum_tallies(tallies)
     if not num_passed:
+        _check_readable(entry, [file for file, _ in ranges], total)
         filters = list(dict.fromkeys(f for file, _ in ranges for f in read_spec(entry, file).filters))
         raise ConfigError(f"{entry.label}: {nothing_left(total.filtered, total.best, filters, total.rows)}")
     try:

@@ -77,7 +77,26 @@ def assemble(
             arrays[column], other_errors = _typed(columns.get(column), kind, column, num_samples)
             wrong.update(other_errors)
     table = pa.table([arrays[column] for column in layout.kinds], schema=layout.arrow_schema)
+    for position in _not_unicode(table):
+        wrong.setdefault(position, SchemaError("the text is no valid UTF-8", code="unicode"))
     return SampleTable(table, wrong, checked.num_repaired, checked.num_trimmed)
+
+
+def _not_unicode(table: pa.Table) -> list[int]:
+    """Samples with text that is no UTF-8, which Parquet and Arrow files may hold."""
+    pending, found = [(0, table.num_rows)], []
+    while pending:
+        start, stop = pending.pop()
+        try:
+            part = table if stop - start == table.num_rows else table.take(pa.array(range(start, stop), pa.int64()))
+            part.validate(full=True)
+        except pa.ArrowInvalid:
+            if stop - start == 1:
+                found.append(start)
+                continue
+            middle = (start + stop) // 2
+            pending += [(start, middle), (middle, stop)]
+    return found
 
 
 def _turns_from_arrow(array: pa.Array) -> tuple[pa.ListArray, Mapping[int, SchemaError]]:

@@ -108,30 +108,148 @@ def test_a_json_array_that_is_cut_in_the_middle(folder: Path, trouble: Trouble) 
     text = json.dumps([GOOD] * 3)
     (folder / "a.json").write_text(text[:-30])
     assert trouble(json_path="a.json", multi_image=False) == (
-        "entry 'a': ./a.json: the JSON array ends in the middle, after 0 whole records: the file is truncated"
+        "entry 'a': ./a.json: the JSON array ends in the middle, after 2 whole records: the file is truncated"
     )
 
 
 def test_a_json_file_that_is_no_array(folder: Path, trouble: Trouble) -> None:
     (folder / "a.json").write_text('"text"')
     assert trouble(json_path="a.json") == (
-        "./a.json: a JSON file must be an array of records or have one record per line, it starts with '\"text\"'"
+        "entry 'a': ./a.json: a JSON file must be an array of records or have one record per line, it starts with '\"text\"'"
     )
 
 
 def test_text_after_the_array(folder: Path, trouble: Trouble) -> None:
     (folder / "a.json").write_text(json.dumps([GOOD]) + " and more")
     assert trouble(json_path="a.json", multi_image=False) == (
-        "entry 'a': ./a.json: the JSON array ends in the middle, after 0 whole records: the file is truncated"
+        "entry 'a': ./a.json: something follows the JSON array: 'and more'"
     )
 
 
-def test_a_record_that_is_broken(folder: Path, trouble: Trouble) -> None:
-    (folder / "a.json").write_text(f'[{json.dumps(GOOD)}, {{"id": 1,, "b": 2}}, {json.dumps(GOOD)}]')
-    message = trouble(json_path="a.json", multi_image=False)
-    start, malformed, rest = message.partition("(JSON is malformed: expected '\"' (byte 9))")
-    assert (start, rest) == ("entry 'a': ./a.json row 1: a record is no valid JSON ", ': {"id": 1,, "b": 2}…')
-    assert malformed
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_record_of_an_array_that_is_broken_is_one_bad_row(number: int, folder: Path, trouble: Trouble) -> None:
+    records = [json.dumps(GOOD)] * 2
+    records.insert(number, '{"id": NaN, "b": 2}')
+    (folder / "a.json").write_text(f"[{', '.join(records)}]")
+    reason = 'a record is no valid JSON (JSON is malformed: invalid character (byte 7)): {"id": NaN, "b": 2}…'
+    assert trouble(json_path="a.json", multi_image=False) == f"./a.json row {number} (entry 'a'): {reason}"
+    assert trouble.skipped(json_path="a.json") == (2, [(number, reason)])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[{}, {} {}]", "the JSON array is broken after row 1: "),
+        ("[{},, {}]", "the JSON array is broken after row 0: "),
+        ("[{}, {},]", "the JSON array is broken after row 1: "),
+        ("[{}, x, {}]", "the JSON array is broken after row 0: "),
+    ],
+)
+def test_an_array_whose_records_are_not_apart(text: str, reason: str, folder: Path, trouble: Trouble) -> None:
+    (folder / "a.json").write_text(text)
+    assert trouble(json_path="a.json", on_error="skip").startswith(f"entry 'a': ./a.json: {reason}")
+
+
+def test_a_comma_is_looked_for_between_pieces_too(
+    folder: Path, trouble: Trouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava_arrow.sources.json_array.PIECE_BYTES", 8)
+    good = json.dumps(GOOD)
+    for text, message in (
+        (f"[{good} {good}]", "entry 'a': ./a.json: a comma must follow record 0, got "),
+        (f"[{good},]", "entry 'a': ./a.json: the JSON array ends with a comma, after 1 records"),
+        (f"[{good},,{good}]", "entry 'a': ./a.json: the JSON array is broken after row 0: "),
+    ):
+        (folder / "a.json").write_text(text)
+        assert trouble(json_path="a.json", multi_image=False).startswith(message)
+
+
+def test_nesting_without_end(folder: Path, trouble: Trouble) -> None:
+    (folder / "a.jsonl").write_text('{"conversations": ' + "[" * 5000 + "]" * 5000 + "}\n" + json.dumps(GOOD) + "\n")
+    number, ledger = trouble.skipped(json_path="a.jsonl")
+    assert (number, [row for row, _ in ledger]) == (1, [0])
+
+
+def test_a_number_beyond_all_bounds_is_compared_as_it_is(folder: Path, trouble: Trouble) -> None:
+    scores = [10**24, -(10**24), 7]
+    write_json(folder / "a.json", [{**GOOD, "fltLaionAesthScore": score} for score in scores])
+    assert trouble.skipped(json_path="a.json", aes_cutoff=5) == (2, [])
+
+
+@pytest.mark.parametrize("name", ["a.json.gz", "a.csv.gz", "a.jsonl.zst"])
+def test_a_damaged_compressed_file(name: str, folder: Path, trouble: Trouble) -> None:
+    (folder / name).write_bytes(b"\x1f\x8bnot really compressed")
+    assert ": the file is truncated or damaged: " in trouble(json_path=name)
+
+
+def test_a_quoted_field_that_is_never_closed(folder: Path, trouble: Trouble) -> None:
+    (folder / "a.csv").write_text('s3_path,caption\n1.jpg,"one"\n2.jpg,"two\n3.jpg,three\n')
+    entry = {"json_path": "a.csv", "preprocess_fn": "preproces_text_to_image_generation_s3"}
+    assert trouble(**entry) == (
+        "entry 'a': ./a.csv: the last quoted field is never closed: the file is truncated, or a quote is missing"
+    )
+
+
+def test_an_arrow_stream_without_its_end(folder: Path, trouble: Trouble) -> None:
+    table = pa.table({"conversations": [chat("q", "a")] * 6})
+    with pa.ipc.new_stream(folder / "a.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    data = (folder / "a.arrow").read_bytes()
+    (folder / "a.arrow").write_bytes(data[:-8])  # the marker that nothing follows
+    assert trouble(json_path="a.arrow") == (
+        "./a.arrow: the Arrow stream has no end mark: the file is truncated, or its writer was not closed"
+    )
+
+
+def test_rows_of_which_none_can_be_read(folder: Path, trouble: Trouble) -> None:
+    (folder / "a.csv").write_text("s3_path,caption\none\ntwo\n")
+    entry = {"json_path": "a.csv", "preprocess_fn": "preproces_text_to_image_generation_s3", "on_error": "skip"}
+    reason = "none of its 2 rows can be read, the first: row 0: the line has 1 fields, but the header names 2: one"
+    assert trouble(**entry) == f"entry 'a': {reason}"
+    assert trouble(**entry, sampling_strategy="first:1") == f"entry 'a': {reason}"
+
+
+def test_text_in_parquet_that_is_no_unicode(folder: Path, trouble: Trouble) -> None:
+    bad = pa.array([b"good", b"\xff\xfe"], pa.binary()).view(pa.string())
+    write_table(folder / "a.parquet", {"s3_path": ["1.jpg", "2.jpg"], "caption": bad})
+    entry = {"json_path": "a.parquet", "preprocess_fn": "preproces_text_to_image_generation_s3"}
+    assert trouble(**entry) == "./a.parquet row 1 (entry 'a'): the text is no valid UTF-8"
+    assert trouble.skipped(**entry) == (1, [(1, "the text is no valid UTF-8")])
+
+
+def test_one_odd_row_of_a_json_file_is_one_bad_row_for_a_batched_function(folder: Path, trouble: Trouble) -> None:
+    rows: list[Any] = [{"s3_path": "1.jpg", "caption": caption} for caption in ("a", 5, ["x"], "d", None)]
+    rows.append({"caption": "no path"})
+    write_json(folder / "a.json", rows)
+    entry = {"json_path": "a.json", "preprocess_fn": "preproces_text_to_image_generation_s3"}
+    assert trouble.skipped(**entry) == (
+        2,
+        [
+            (1, "'caption' must be text, but the column is int64"),
+            (2, "'caption' must be text, but the column is list<item: string>"),
+            (4, "'caption' is null, text is needed"),
+            (5, "'s3_path' is null, text is needed"),
+        ],
+    )
+
+
+def test_ids_that_are_no_ids(folder: Path, trouble: Trouble) -> None:
+    write_json(folder / "a.json", [{**GOOD, "id": given} for given in (True, [1], {"a": 1}, 7, 7.0, "x")])
+    number, ledger = trouble.skipped(json_path="a.json")
+    assert (number, [row for row, _ in ledger]) == (3, [0, 1, 2])
+    assert ledger[1][1] == "'id' must be text or a number, got [1]"
+
+
+def test_columns_of_json_that_no_record_has(folder: Path, trouble: Trouble) -> None:
+    write_json(folder / "a.json", [GOOD, GOOD | {"late": 1}])
+    there = "but the records have only id, conversations, late"
+    assert (
+        trouble(json_path="a.json", columns=["id", "nope"])
+        == f"./a.json (entry 'a'): `columns:` names 'nope', {there}"
+    )
+    assert trouble(json_path="a.json", id_column="key") == f"./a.json (entry 'a'): id_column names 'key', {there}"
+    assert trouble(json_path="a.json", keep_columns=["x"]) == f"./a.json (entry 'a'): keep_columns names 'x', {there}"
+    assert trouble.skipped(json_path="a.json", keep_columns=["late"]) == (2, [])
 
 
 def test_a_line_that_is_broken(folder: Path, trouble: Trouble) -> None:

@@ -23,7 +23,7 @@ from llava_arrow.shards import DataFile
 from llava_arrow.sources import RECORD, ROW, delimited, json_array, json_lines
 from llava_arrow.sources.files import data_files, detect_format
 from llava_arrow.sources.formats import reader_of
-from tests.conftest import MakeMixture, captions, chat, samples_of, write_json, write_table
+from tests.conftest import MakeMixture, captions, chat, is_accounted_for, samples_of, write_json, write_table
 
 PLAIN = {"id": "x", "conversations": chat("q", "a")}
 
@@ -335,3 +335,99 @@ def test_undeclared_parquet_columns_are_named_and_not_read(
 
 def test_a_strategy_has_one_spelling() -> None:
     assert [str(Sampling.parse(text)) for text in ("full", "dup:2", "first:10%")] == ["all", "dup:2", "first:10%"]
+
+
+BARE = 's3_path,caption\na0.jpg,5" nail\na1.jpg,c1\n"a2.jpg",c2\na3.jpg,"first\nb.jpg,second\n""c"".jpg,third"\na4.jpg,"x"y"z"\n'
+
+
+def test_a_bare_quote_is_text_and_moves_no_border(piece_bytes: int, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(BARE)
+    expected = ['5" nail', "c1", "c2", 'first\nb.jpg,second\n"c".jpg,third', 'xy"z"']
+    for num_shards in (1, 2, 3, 5, 9):
+        assert [row["caption"] for row in read_all(the_file(tmp_path / "a.csv"), num_shards)] == expected
+
+
+def test_blank_lines_at_every_place_are_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.csv").write_bytes(b"a,b\r\n" + b"1,2\r\n\r\n\r\n3,4\r\n\n\n" * 9)
+    for size in range(1, 40):
+        monkeypatch.setattr(delimited, "PIECE_BYTES", size)
+        for num_shards in (1, 2, 5):
+            assert [row["a"] for row in read_all(the_file(tmp_path / "a.csv"), num_shards)] == ["1", "3"] * 9
+
+
+@pytest.mark.parametrize("strategy", ["first:6", "end:2", "random:3", "all"])
+def test_lines_of_another_width_are_no_rows_for_sampling(
+    strategy: str, folder: Path, make_mixture: MakeMixture, cache: PlanCache
+) -> None:
+    lines = [f"a{i}.jpg" if i in (2, 4) else f"a{i}.jpg,c{i}" for i in range(8)]
+    (folder / "a.csv").write_text("s3_path,caption\n" + "\n".join(lines) + "\n")
+    entry = {"json_path": "a.csv", "name": "a", "on_error": "skip", "sampling_strategy": strategy}
+    mixture = make_mixture(entry | {"preprocess_fn": "preproces_text_to_image_generation_s3"})
+    good = [0, 1, 3, 5, 6, 7]
+    kept = [good[k] for k in Sampling.parse(strategy).positions(6, seed=42)]
+    for num_shards in (None, 2, 3, 8):
+        samples, tally = samples_of(mixture, "a", cache, num_shards=num_shards)
+        assert [s["id"] for s in samples] == [f"a-a-{i:09d}" for i in kept]
+        assert sorted(line.row for line in tally.ledger) == [2, 4]
+        assert is_accounted_for(tally)
+
+
+def test_empty_cells_are_null_where_null_means_something(
+    folder: Path, make_mixture: MakeMixture, cache: PlanCache
+) -> None:
+    talk = json.dumps(chat("q", "")).replace('"', '""')
+    (folder / "a.csv").write_text(f'id,image,video,conversations\n,,,"{talk}"\nx,,,"{talk}"\n')
+    samples, _ = samples_of(make_mixture({"name": "a", "json_path": "a.csv"}), "a", cache)
+    assert [(s["id"], s["image"]) for s in samples] == [("a-a-000000000", None), ("x", None)]
+    assert samples[0]["conversations"] == chat("q", "")
+
+
+def test_columns_choose_the_keys_of_json_records(folder: Path, make_mixture: MakeMixture, cache: PlanCache) -> None:
+    record = {**PLAIN, "image": "a.jpg", "model": "m"}
+    write_json(folder / "a.json", [record])
+    mixture = make_mixture({"name": "a", "json_path": "a.json", "columns": ["id", "conversations"]})
+    (sample,), tally = samples_of(mixture, "a", cache)
+    assert (sample["image"], sample["conversations"], tally.undeclared) == (None, PLAIN["conversations"], {})
+
+
+def test_an_image_dictionary_beside_a_list(folder: Path, make_mixture: MakeMixture, cache: PlanCache) -> None:
+    turns = chat("<image>q", "a")
+    images: list[Any] = [{"bytes": None, "path": "abc.jpg"}, ["def.jpg"], "g/hij.jpg"]
+    write_json(folder / "a.json", [{"image": image, "conversations": turns} for image in images])
+    samples, tally = samples_of(make_mixture({"name": "a", "json_path": "a.json"}), "a", cache)
+    paths = [[image["path"].removeprefix(f"{folder}/") for image in s["image"]] for s in samples]
+    assert (paths, tally.repaired) == ([["abc.jpg"], ["def.jpg"], ["g/hij.jpg"]], 0)
+
+
+def test_any_file_of_an_entry_may_say_that_images_are_lists(
+    folder: Path, make_mixture: MakeMixture, cache: PlanCache
+) -> None:
+    write_table(folder / "0.parquet", {"conversations": [chat("q", "a")]})
+    write_table(folder / "1.parquet", {"conversations": [chat("<image><image>q", "a")], "image": [["a.jpg", "b.jpg"]]})
+    samples, _ = samples_of(make_mixture({"name": "a", "json_path": ["0.parquet", "1.parquet"]}), "a", cache)
+    assert [len(s["image"]) for s in samples] == [0, 2]
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.binary(), pa.string_view()])
+def test_conversations_as_text_of_any_make(
+    kind: pa.DataType, folder: Path, make_mixture: MakeMixture, cache: PlanCache
+) -> None:
+    texts = pa.array([json.dumps(chat("q", "a"))]).cast(kind)
+    with pa.ipc.new_file(folder / "a.arrow", pa.schema([("conversations", kind)])) as writer:
+        writer.write_table(pa.table({"conversations": texts}))
+    samples, _ = samples_of(make_mixture({"name": "a", "json_path": "a.arrow"}), "a", cache)
+    assert samples[0]["conversations"] == chat("q", "a")
+
+
+def test_the_stem_of_a_file_keeps_its_dots(folder: Path, make_mixture: MakeMixture, cache: PlanCache) -> None:
+    for name in ("d.v1.jsonl", "d.v2.jsonl"):
+        write_json(folder / name, [{"conversations": chat("q", "a")}], lines=True)
+    samples, _ = samples_of(make_mixture({"name": "a", "json_path": "*.jsonl"}), "a", cache)
+    assert [s["id"] for s in samples] == ["a-d.v1-000000000", "a-d.v2-000000000"]
+
+
+def test_a_long_string_with_escapes_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_array, "PIECE_BYTES", 1 << 12)
+    records = [{"text": 'say \\"' * 60_000}, {"id": 1}]  # the second key differs, so that the exact scan decides
+    write_json(tmp_path / "a.json", records)
+    assert [json.loads(row[RECORD]) for row in read_all(the_file(tmp_path / "a.json"), 1)] == records

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from llava_arrow.column_types import IMAGE_COLUMNS, Layout
+from llava_arrow.column_types import IMAGE_COLUMNS, Layout, is_list_type
 from llava_arrow.entry import ANY_COLUMN, Entry
 from llava_arrow.errors import MixtureError, PreprocessError, SourceError
 from llava_arrow.preprocess.plain_records import PlainRecords
 from llava_arrow.preprocess.registry import BatchDraws, BoundPreprocess
 from llava_arrow.randomness import Draws
 from llava_arrow.sources import RECORD, ROW
-from llava_arrow.sources.records import not_a_record
+from llava_arrow.sources.records import DECODE_ERRORS, not_a_record
 
 __all__ = ["Samples", "to_samples"]
 
@@ -58,7 +59,8 @@ def to_samples(
     columns: dict[str, Any] = {}
     if table.num_rows:
         if bound.preprocess.is_batched:
-            columns, good = _call_batched(bound, table.drop_columns([ROW]), keys, wrong, positions)
+            make_table = partial(_slice, table.drop_columns([ROW]))
+            columns, good = _call_batched(bound, make_table, table.num_rows, keys, wrong, positions)
         else:
             columns, good = _call_each(bound, _rows(table.drop_columns([ROW])), keys, layout, wrong, positions)
         table, positions = table.take(pa.array(good)), positions[good]
@@ -99,12 +101,14 @@ def _from_records(
     for i, text in enumerate(table.column(RECORD).to_pylist()):
         try:
             row = _decoder.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except DECODE_ERRORS as error:
             wrong[i] = not_a_record(text, error)
             continue
         if row.get("video") is not None:
             wrong[i] = _video()
             continue
+        if entry.columns is not None:
+            row = {key: value for key, value in row.items() if key in entry.columns}
         rows.append(row)
         good.append(i)
     positions = np.array(good, dtype=np.int64)
@@ -113,7 +117,8 @@ def _from_records(
     columns: dict[str, Any] = {}
     kept = positions
     if rows and bound.preprocess.is_batched:
-        columns, kept = _call_batched(bound, _table_of(rows, bound), keys[positions], wrong, positions)
+        make_table = partial(_table_of, rows, bound)
+        columns, kept = _call_batched(bound, make_table, len(rows), keys[positions], wrong, positions)
     elif rows:
         columns, kept = _call_each(bound, rows, keys[positions], layout, wrong, positions)
     rows, positions = [rows[i] for i in kept.tolist()], positions[kept]
@@ -137,7 +142,7 @@ def plain_records(entry: Entry, layout: Layout, id_column: str | None) -> PlainR
     """The reader of an entry's plain JSON records."""
     compared = [column for row_filter in entry.filters(ANY_COLUMN, is_parquet=False) for column in row_filter.columns]
     columns = [column for column in layout.kinds if column not in ("id", "data_source", "conversations")]
-    return PlainRecords(columns, compared, id_column)
+    return PlainRecords(columns, compared, id_column, only=entry.columns)
 
 
 def _as_text(value: Any) -> str | None:
@@ -146,20 +151,20 @@ def _as_text(value: Any) -> str | None:
     return msgspec.json.encode(value).decode()
 
 
-def _table_of(rows: list[dict[str, Any]], bound: BoundPreprocess) -> pa.Table:
-    names = dict.fromkeys(name for row in rows for name in row)
+def _slice(table: pa.Table, start: int, stop: int) -> pa.Table:
+    return table.slice(start, stop - start)
+
+
+def _table_of(rows: list[dict[str, Any]], bound: BoundPreprocess, start: int, stop: int) -> pa.Table:
+    """Some rows as a table for a batched function; what no row has is null."""
+    part = rows[start:stop]
+    names = dict.fromkeys(name for row in part for name in row)
     if bound.reads is not None:
-        wanted = {column.rstrip("?") for column in bound.reads}
-        missing = [c for c in bound.reads if not c.endswith("?") and c not in names]
-        if missing and rows:
-            raise SourceError(f"{bound.name} needs {missing[0]!r}, but the records have only {', '.join(names)}")
-        names = dict.fromkeys(name for name in names if name in wanted)
+        names = dict.fromkeys(column.rstrip("?") for column in bound.reads)
     try:
-        return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
-    except pa.ArrowException as error:
-        raise SourceError(
-            f"the records have columns of mixed types, which a batched function cannot take: {error}"
-        ) from error
+        return pa.table({name: pa.array([row.get(name) for row in part]) for name in names})
+    except (pa.ArrowException, OverflowError) as error:
+        raise PreprocessError(f"the records have values that fit no column: {error}", code="mixed_types") from error
 
 
 def _from_plain_columns(table: pa.Table, layout: Layout, id_column: str | None) -> Samples:
@@ -171,7 +176,7 @@ def _from_plain_columns(table: pa.Table, layout: Layout, id_column: str | None) 
         if source is not None and source in table.column_names:
             array = table.column(source).combine_chunks()
             columns[column] = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-    if pa.types.is_string(columns["conversations"].type):
+    if not is_list_type(columns["conversations"].type):  # text of any Arrow make, or nothing that is a conversation
         texts = columns["conversations"].to_pylist()
         columns["conversations"] = [
             _json_turns(text, i, wrong) for i, text in zip(positions.tolist(), texts, strict=True)
@@ -179,10 +184,12 @@ def _from_plain_columns(table: pa.Table, layout: Layout, id_column: str | None) 
     return Samples(columns, positions, wrong)
 
 
-def _json_turns(text: str | None, position: int, wrong: dict[int, MixtureError]) -> Any:
+def _json_turns(text: Any, position: int, wrong: dict[int, MixtureError]) -> Any:
+    if not isinstance(text, (str, bytes)):
+        return text
     try:
-        return None if text is None else msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+        return msgspec.json.decode(text)
+    except DECODE_ERRORS as error:
         wrong[position] = PreprocessError(f"'conversations' is text, but no JSON: {error}", code="conversations_json")
         return []
 
@@ -233,19 +240,23 @@ def _wrapped(bound: BoundPreprocess, error: Exception) -> PreprocessError:
 
 def _call_batched(
     bound: BoundPreprocess,
-    table: pa.Table,
+    make_table: Callable[[int, int], pa.Table],
+    num_rows: int,
     keys: npt.NDArray[np.uint64],
     wrong: dict[int, MixtureError],
     positions: npt.NDArray[np.int64],
 ) -> tuple[dict[str, Any], npt.NDArray[np.int64]]:
-    """Call on the whole batch; where that fails, on its halves, until the rows at fault stand alone."""
+    """Call on the whole batch; where that fails, on its halves, until the rows at fault stand alone.
+
+    `make_table(start, stop)` gives the rows from `start` to `stop`.
+    """
     parts: list[pa.Table] = []
     good: list[npt.NDArray[np.int64]] = []
-    pending = [(0, table.num_rows)]
+    pending = [(0, num_rows)]
     while pending:
         start, stop = pending.pop()
-        part = table.slice(start, stop - start)
         try:
+            part = make_table(start, stop)
             result = bound(part, BatchDraws(keys[start:stop]) if bound.preprocess.takes_rng else None)
             if not isinstance(result, pa.Table) or result.num_rows != part.num_rows:
                 got = f"{result.num_rows} rows" if isinstance(result, pa.Table) else repr(type(result).__name__)

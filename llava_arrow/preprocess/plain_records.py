@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from llava_arrow.conversation_checks import plain_turns, turn_array
 from llava_arrow.errors import MixtureError, PreprocessError
-from llava_arrow.sources.records import not_a_record
+from llava_arrow.sources.records import DECODE_ERRORS, not_a_record
 
 __all__ = ["PlainRecords"]
 
@@ -36,9 +36,13 @@ class PlainRecords:
         columns: the columns to read beside `id`, `data_source`, `conversations` and `video`.
         ignored: keys that are known and read elsewhere, so that they do not count as undeclared.
         id_column: the key of the id.
+        only: the keys that are read at all; None for every key.
     """
 
-    def __init__(self, columns: Sequence[str], ignored: Sequence[str], id_column: str | None) -> None:
+    def __init__(
+        self, columns: Sequence[str], ignored: Sequence[str], id_column: str | None, only: Sequence[str] | None = None
+    ) -> None:
+        self._only = only
         self.columns, self.id_column = tuple(columns), id_column or "id"
         self._ignored = tuple(ignored)
         self._learned: list[str] = []
@@ -73,7 +77,7 @@ class PlainRecords:
                 if record is None:
                     continue
                 records.append(record)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except DECODE_ERRORS as error:
                 wrong[i] = not_a_record(text, error)
                 continue
             good.append(i)
@@ -89,7 +93,7 @@ class PlainRecords:
                     wrong[i] = PreprocessError("the row has a 'video': only images are supported", code="video")
             kept = [k for k, video in enumerate(videos) if video is None]
             records, good = [records[k] for k in kept], [good[k] for k in kept]
-        for name in self._learned:
+        for name in self._learned if self._only is None else ():
             field = self._field[name]  # records read before the key was learned do not have it
             count = sum(getattr(record, field, msgspec.UNSET) is not msgspec.UNSET for record in records)
             if count:
@@ -105,6 +109,8 @@ class PlainRecords:
         return columns, good
 
     def _values(self, records: Sequence[Any], name: str) -> list[Any]:
+        if self._only is not None and name not in self._only and name != "video":
+            return [None] * len(records)
         field = self._field[name]
         return [getattr(record, field, None) for record in records]
 
@@ -114,14 +120,14 @@ class PlainRecords:
         """A record that does not fit the struct: an unknown key to learn, other role names, or a mistake."""
         try:
             row = msgspec.json.decode(text, type=dict[str, Any])
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except DECODE_ERRORS as error:
             wrong[position] = not_a_record(text, error)
             return None
         unknown = [key for key in row if key not in self._field and key != "conversations"]
         if unknown and len(self._learned) + len(unknown) <= MAX_LEARNED_KEYS:
             self._learned += unknown
             self._build()
-        elif unknown:
+        elif unknown and self._only is None:
             undeclared.update(unknown)
         try:
             turns = [Turn(value=turn["value"], role=turn["from"]) for turn in plain_turns(row.get("conversations"))]

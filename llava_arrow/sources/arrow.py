@@ -17,6 +17,9 @@ from llava_arrow.sources.records import OnBadRow
 
 __all__ = ["columns", "cut", "num_default_shards", "read"]
 
+END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+"""The continuation mark and a length of 0, by which the IPC streaming format ends."""
+
 
 def _batches(file: DataFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     source = open_random_access(file)
@@ -24,6 +27,7 @@ def _batches(file: DataFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         try:
             reader = pa.ipc.open_file(source)
         except pa.ArrowInvalid:  # `datasets` writes its own files as streams
+            _check_end(source, file)
             source.seek(0)
             stream = pa.ipc.open_stream(source)
             return stream.schema, iter(stream)
@@ -32,6 +36,20 @@ def _batches(file: DataFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
             f"{file.path}: this is no readable Arrow file (truncated?): {error}", code="truncated"
         ) from error
     return reader.schema, (reader.get_batch(i) for i in range(reader.num_record_batches))
+
+
+def _check_end(source: pa.NativeFile, file: DataFile) -> None:
+    """A stream that stops between two batches looks whole but for the mark that every writer leaves when it is
+    closed.
+    """
+    source.seek(max(0, file.size - len(END_OF_STREAM)))
+    if source.read(len(END_OF_STREAM)) != END_OF_STREAM:
+        source.seek(0)
+        pa.ipc.open_stream(source)  # where it is no stream at all, this says so
+        raise SourceError(
+            f"{file.path}: the Arrow stream has no end mark: the file is truncated, or its writer was not closed",
+            code="truncated",
+        )
 
 
 def columns(file: DataFile) -> dict[str, pa.DataType]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import pyarrow as pa
 
-from llava_arrow.column_types import IMAGE_COLUMNS, IMAGE_TYPE, Layout, parse_column_type
+from llava_arrow.column_types import IMAGE_COLUMNS, IMAGE_TYPE, Layout, is_list_type, parse_column_type
 from llava_arrow.entry import ANY_COLUMN, Entry
 from llava_arrow.errors import ConfigError, MixtureError, SourceError
 from llava_arrow.plan_cache import PlanCache
@@ -18,8 +18,12 @@ from llava_arrow.select import RowFilter
 from llava_arrow.shards import DataFile
 from llava_arrow.sources import RECORD, ROW
 from llava_arrow.sources.formats import columns_of, reader_of
+from llava_arrow.sources.records import DECODE_ERRORS
 
-__all__ = ["ReadSpec", "layout_of", "read_spec"]
+JSON_TEXT = "json"
+"""What the scan calls values that only text can hold."""
+
+__all__ = ["ReadSpec", "check_record_keys", "layout_of", "read_spec"]
 
 PLAIN_COLUMNS = ("id", "data_source", "image", "conversations", "video")
 """What a row without preprocess function may hold and is not reported as undeclared."""
@@ -41,7 +45,7 @@ def read_spec(entry: Entry, file: DataFile) -> ReadSpec:
     """What to read of `file`; a SourceError or ConfigError where it lacks a column that the entry needs."""
     available = columns_of(file)
     if available is None:
-        filters = entry.filters(ANY_COLUMN, is_parquet=False)
+        filters = entry.filters(entry.columns or ANY_COLUMN, is_parquet=False)
         return ReadSpec(columns=None, filters=filters, id_column=entry.id_column or "id")
     place = f"{file.path} ({entry.label})"
     for reserved in (ROW, RECORD):
@@ -96,15 +100,15 @@ def layout_of(entry: Entry, files: Sequence[DataFile], cache: PlanCache) -> Layo
     if entry.preprocess is not None:
         return Layout.of(entry.preprocess.fills)
     declared = dict(entry.features)
-    known = columns_of(files[0])
-    if known is None:
+    by_file = [columns_of(file) for file in files]
+    known = {c: kind for columns in by_file if columns is not None for c, kind in columns.items()}
+    if None in by_file:
         undecided = [c for c in entry.keep_columns if c not in declared]
         needs_scan = bool(undecided) or (entry.multi_image is None and "image" not in declared)
         found = _scan(entry, files, ("image", *undecided), cache) if needs_scan else {}
     else:
         found = {column: _spell(known[column], column, entry) for column in entry.keep_columns if column in known}
-        if "image" in known:
-            found["image"] = _one_or_many(entry, files)
+        found["image"] = _one_or_many(by_file)
     if "image" not in declared:
         many = entry.multi_image if entry.multi_image is not None else found.get("image") == "many"
         declared["image"] = "many" if many else "one"
@@ -113,16 +117,59 @@ def layout_of(entry: Entry, files: Sequence[DataFile], cache: PlanCache) -> Layo
     return Layout.of(declared)
 
 
-def _one_or_many(entry: Entry, files: Sequence[DataFile]) -> str:
-    for file in files:  # a shard that is all null says nothing
-        kind = (columns_of(file) or {}).get("image")
-        if kind is not None and not pa.types.is_null(kind):
-            return "many" if pa.types.is_list(kind) or pa.types.is_large_list(kind) else "one"
-    return "one"
+def check_record_keys(entry: Entry, files: Sequence[DataFile], cache: PlanCache) -> None:
+    """JSON: what the entry names must be a key of some record. Usually the first records have them all. Remembered."""
+    named = [(f"`columns:` names {column!r}", column) for column in entry.columns or ()]
+    named += [(f"id_column names {entry.id_column!r}", entry.id_column)] if entry.id_column is not None else []
+    named += [(f"keep_columns names {column!r}", column) for column in entry.keep_columns]
+    if not named or all(columns_of(file) is not None for file in files):
+        return
+    wanted = {column for _, column in named}
+    found = cache.remember(("keys", tuple(files), tuple(sorted(wanted))), lambda: _keys_of(entry, files, wanted))
+    missing = [who for who, column in named if column not in found]
+    if missing:
+        place = f"{', '.join(file.path for file in files)} ({entry.label})"
+        raise SourceError(
+            f"{place}: {missing[0]}, but the records have only {', '.join(found)}", code="missing_column"
+        )
+
+
+def _keys_of(entry: Entry, files: Sequence[DataFile], wanted: set[str]) -> list[str]:
+    """The keys of the records, in order of appearance, until all that are wanted have been seen."""
+    keys: dict[str, None] = {}
+    decoder: msgspec.json.Decoder[dict[str, msgspec.Raw]] = msgspec.json.Decoder(dict[str, msgspec.Raw])
+    for file in files:
+        known = columns_of(file)
+        keys.update(dict.fromkeys(known or ()))
+        for table in _all_tables(entry, file) if known is None else ():
+            for text in table.column(RECORD).to_pylist():
+                try:
+                    keys.update(dict.fromkeys(decoder.decode(text)))
+                except DECODE_ERRORS:
+                    continue
+            if wanted <= keys.keys():
+                return list(keys)
+    return list(keys)
+
+
+def _all_tables(entry: Entry, file: DataFile) -> Iterator[pa.Table]:
+    def on_bad_row(row: int, error: MixtureError) -> None:
+        """A record that does not parse is reported when its turn comes."""
+
+    try:
+        for part in reader_of(file).cut(file, 1):
+            yield from reader_of(file).read(file, part, columns=None, filters=(), on_bad_row=on_bad_row)
+    except SourceError as error:
+        raise error.at(entry.label) from error.__cause__
+
+
+def _one_or_many(by_file: Sequence[dict[str, pa.DataType] | None]) -> str:
+    kinds = [columns["image"] for columns in by_file if columns is not None and "image" in columns]
+    return "many" if any(is_list_type(kind) for kind in kinds) else "one"
 
 
 def _spell(kind: pa.DataType, column: str, entry: Entry) -> str:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if is_list_type(kind):
         return f"list<{_spell(kind.value_type, column, entry)}>"
     if kind == IMAGE_TYPE:
         raise ConfigError(
@@ -150,30 +197,26 @@ def _scan(entry: Entry, files: Sequence[DataFile], columns: tuple[str, ...], cac
 
 
 def _scan_file(entry: Entry, file: DataFile, columns: tuple[str, ...]) -> dict[str, str]:
-    def on_bad_row(row: int, error: MixtureError) -> None:
-        """A record that does not parse is reported when its turn comes."""
-
     decoder: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict[str, Any])
     kinds: dict[str, Counter[str]] = {column: Counter() for column in columns}
-    for part in reader_of(file).cut(file, 1):
-        for table in reader_of(file).read(file, part, columns=None, filters=(), on_bad_row=on_bad_row):
-            for text in table.column(RECORD).to_pylist():
-                try:
-                    record = decoder.decode(text)
-                except (msgspec.DecodeError, UnicodeDecodeError):
-                    continue
-                for column in columns:
-                    value = record.get(column)
-                    if value is not None:
-                        is_many = column in IMAGE_COLUMNS and isinstance(value, list)
-                        kinds[column]["many" if is_many else _spell_value(value)] += 1
+    for table in _all_tables(entry, file):
+        for text in table.column(RECORD).to_pylist():
+            try:
+                record = decoder.decode(text)
+            except DECODE_ERRORS:
+                continue
+            for column in columns:
+                value = record.get(column)
+                if value is not None:
+                    is_many = column in IMAGE_COLUMNS and isinstance(value, list)
+                    kinds[column]["many" if is_many else _spell_value(value)] += 1
     result = {}
     for column, spellings in kinds.items():
         merged: str | None = None
         for spelling in sorted(spellings):
             merged = _merge(merged, spelling)
         if merged is not None:
-            result[column] = merged
+            result[column] = "string" if merged == JSON_TEXT else merged
     return result
 
 
@@ -182,8 +225,8 @@ def _spell_value(value: Any) -> str:
         inner: str | None = None
         for item in value:
             inner = _merge(inner, _spell_value(item))
-        return f"list<{inner or 'string'}>"
-    return {bool: "bool", int: "int64", float: "float64"}.get(type(value), "string")
+        return JSON_TEXT if inner == JSON_TEXT else f"list<{inner or 'string'}>"
+    return {bool: "bool", int: "int64", float: "float64", str: "string"}.get(type(value), JSON_TEXT)
 
 
 def _merge(known: str | None, other: str) -> str:
@@ -192,4 +235,4 @@ def _merge(known: str | None, other: str) -> str:
         return other
     if {known, other} == {"int64", "float64"}:
         return "float64"
-    return "many" if "many" in (known, other) else "string"
+    return "many" if "many" in (known, other) else JSON_TEXT

@@ -1,15 +1,18 @@
-"""CSV and TSV: text stays text (`007`, `1e5`, `NA`); only the columns that filters compare are numbers, and empty
-there is null.
+"""CSV and TSV: text stays text (`007`, `1e5`, `NA`); only the columns that filters compare are numbers.
 
-A shard is a range of bytes between records. Quoted fields may hold newlines, so a border is a newline outside of
-quotes.
+The file is read in pieces that end where a record ends, so that Arrow's parser sees whole records only, and a shard is
+a range of bytes between records. As in Arrow and Python, a quote opens a field only where the field begins: `5" nail`
+holds a bare one. Quoted fields may hold newlines. An empty cell is null where null means something (ids, images,
+scores, compared numbers), and empty text elsewhere.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
+from llava_arrow.column_types import IMAGE_COLUMNS
 from llava_arrow.errors import SourceError
 from llava_arrow.select import MaxEncImages, RowFilter
 from llava_arrow.shards import DataFile, Range
@@ -27,9 +31,14 @@ from llava_arrow.sources.records import OnBadRow
 __all__ = ["columns", "cut", "num_default_shards", "read"]
 
 PIECE_BYTES = 4 << 20
-BLOCK_BYTES = 16 << 20
-"""Arrow parses a block at a time; no record may be larger."""
-_QUOTE, _NEWLINE, _RETURN = b'"'[0], b"\n"[0], b"\r"[0]
+NULL_WHEN_EMPTY = ("id", "data_source", "video", *IMAGE_COLUMNS, "fltLaionAesthScore", "hpsv2")
+_NEWLINE, _RETURN = b"\n"[0], b"\r"[0]
+_QUOTED = {
+    # After a delimiter, a line end or nothing: a quote, text with doubled quotes, and the closing quote if it is
+    # there.
+    "csv": re.compile(rb'(?<![^,\r\n])"[^"]*(?:""[^"]*)*("?)'),
+    "tsv": re.compile(rb'(?<![^\t\r\n])"[^"]*(?:""[^"]*)*("?)'),
+}
 
 
 def columns(file: DataFile) -> dict[str, pa.DataType]:
@@ -43,18 +52,12 @@ def _delimiter(file: DataFile) -> str:
 
 def _header(file: DataFile) -> tuple[list[str], int]:
     """Column names, and the byte after the first line."""
-    head = b""
     with open_binary(file) as stream:
-        while True:
-            chunk = read_chunk(stream, 1 << 16, file)
-            head += chunk
-            ends = _record_ends(np.frombuffer(head, np.uint8), in_quotes=False)[0]
-            if len(ends) or not chunk:
-                break
-    stop = int(ends[0]) + 1 if len(ends) else len(head)
+        first = next(_pieces(stream, file, None, piece_bytes=1 << 16), (b"", np.array([0])))
+    stop = int(first[1][0])
     try:
-        text = head[:stop].decode("utf-8-sig")
-        names = next(csv.reader(io.StringIO(text), delimiter=_delimiter(file)), [])
+        text = first[0][:stop].decode("utf-8-sig").rstrip("\r\n")
+        names = next(csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(file)), [])
     except (UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{file.path}: the header line cannot be read: {error}") from error
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -70,140 +73,159 @@ def num_default_shards(file: DataFile) -> int:
 
 
 def cut(file: DataFile, num_shards: int) -> list[Range]:
-    """`num_shards` ranges of about as many bytes; rows are counted where there is more than one."""
+    """`num_shards` ranges of about as many bytes. Lines are numbered, not counted as rows: some may be broken."""
     start = _header(file)[1]
     if num_shards == 1 or file.compression:
         return [Range(start, file.size, 0)]
-    borders, row, offset, in_quotes = [(start, 0)], 0, start, False
-    previous = _NEWLINE  # a newline right after one ends a blank line, which is no row
+    borders, row, offset = [(start, 0)], 0, start
     with open_binary(file, start) as stream:
-        while chunk := read_chunk(stream, PIECE_BYTES, file):
-            data = np.frombuffer(chunk, np.uint8)
-            ends, in_quotes = _record_ends(data, in_quotes=in_quotes)
-            before = np.where(ends > 0, data[ends - 1], previous)
-            two_before = np.where(ends > 1, data[ends - 2], previous)
-            is_row = ~((before == _NEWLINE) | ((before == _RETURN) & (two_before == _NEWLINE)))
-            rows = row + np.cumsum(is_row)
-            while len(ends) and len(borders) < num_shards:
+        for piece, ends in _pieces(stream, file, None):
+            rows = row + np.cumsum(~_is_blank(piece, ends))
+            while len(borders) < num_shards:
                 wanted = start + (file.size - start) * len(borders) // num_shards
-                k = int(np.searchsorted(ends + offset + 1, max(wanted, borders[-1][0] + 1)))
+                k = int(np.searchsorted(ends + offset, max(wanted, borders[-1][0] + 1)))
                 if k == len(ends):
                     break
-                borders.append((int(ends[k]) + offset + 1, int(rows[k])))
-            row = int(rows[-1]) if len(ends) else row
-            offset, previous = offset + len(chunk), int(data[-1])
-    if previous != _NEWLINE:
-        row += 1  # the last line needs no newline
+                borders.append((int(ends[k]) + offset, int(rows[k])))
+            row, offset = int(rows[-1]), offset + len(piece)
     borders.append((file.size, row))
-    return [
-        Range(a, b, first, last - first) for (a, first), (b, last) in zip(borders, borders[1:], strict=False) if b > a
-    ]
+    return [Range(a, b, first) for (a, first), (b, _) in zip(borders, borders[1:], strict=False) if b > a]
 
 
-def _record_ends(data: npt.NDArray[np.uint8], *, in_quotes: bool) -> tuple[npt.NDArray[np.int64], bool]:
-    """Positions of the newlines that end records, and whether the data ends inside quotes."""
-    quotes = data == _QUOTE
-    newlines = np.flatnonzero(data == _NEWLINE)
-    if not quotes.any():
-        return (newlines[:0] if in_quotes else newlines), in_quotes
-    is_inside = (np.cumsum(quotes) + in_quotes) % 2 == 1
-    return newlines[~is_inside[newlines]], bool(is_inside[-1])
+def _pieces(
+    stream: BinaryIO, file: DataFile, num_bytes: int | None, *, piece_bytes: int | None = None
+) -> Iterator[tuple[bytes, npt.NDArray[np.int64]]]:
+    """Stretches of whole records from `stream`, which stands at one, with the byte after each record."""
+    buffer, size = b"", piece_bytes or PIECE_BYTES
+    while True:
+        wanted = size if num_bytes is None else min(size, num_bytes)
+        chunk = read_chunk(stream, wanted, file) if wanted else b""
+        num_bytes = None if num_bytes is None else num_bytes - len(chunk)
+        buffer += chunk
+        ends, is_open = _record_ends(buffer, _QUOTED[file.format], is_last=not chunk)
+        if not chunk:
+            if is_open:
+                raise SourceError(
+                    f"{file.path}: the last quoted field is never closed: "
+                    "the file is truncated, or a quote is missing",
+                    code="truncated",
+                )
+            if buffer:
+                yield buffer, ends if len(ends) and ends[-1] == len(buffer) else np.append(ends, len(buffer))
+            return
+        if len(ends):
+            end = int(ends[-1])
+            yield buffer[:end], ends
+            buffer = buffer[end:]
 
 
-class _Part(io.RawIOBase):
-    """The bytes of a range of an open file, for readers that read to the end."""
+def _record_ends(buffer: bytes, quoted: re.Pattern[bytes], *, is_last: bool) -> tuple[npt.NDArray[np.int64], bool]:
+    """The byte after each record (after its line end), and whether the last quoted field is still open."""
+    data = np.frombuffer(buffer, np.uint8)
+    is_end = data == _NEWLINE
+    returns = np.flatnonzero(data == _RETURN)
+    if len(returns):  # alone, a carriage return ends a line, too
+        followed = np.append(data, 0)[returns + 1]
+        alone = returns[(followed != _NEWLINE) & (is_last | (returns + 1 < len(data)))]
+        is_end[alone] = True
+    is_open = False
+    if b'"' in buffer:
+        for match in quoted.finditer(buffer):
+            is_end[match.start() : match.end()] = False
+            is_open = not match[1]
+    return np.flatnonzero(is_end) + 1, is_open
 
-    def __init__(self, stream: io.RawIOBase, num_bytes: int | None) -> None:
-        self._stream, self._left = stream, num_bytes
 
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1, /) -> bytes:
-        if self._left is not None:
-            size = self._left if size < 0 else min(size, self._left)
-        data = self._stream.read(size) or b""
-        self._left = None if self._left is None else self._left - len(data)
-        return data
+def _is_blank(piece: bytes, ends: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which records are empty lines, which are no rows."""
+    data = np.frombuffer(piece, np.uint8)
+    starts = np.concatenate([[0], ends[:-1]])
+    is_line_end = (data == _NEWLINE) | (data == _RETURN)
+    text_bytes = np.concatenate([[0], np.cumsum(~is_line_end)])
+    return np.asarray(text_bytes[ends] == text_bytes[starts])
 
 
 def read(
-    file: DataFile, part: Range, *, columns: Sequence[str] | None, filters: Sequence[RowFilter], on_bad_row: OnBadRow
+    file: DataFile,
+    part: Range,
+    *,
+    columns: Sequence[str] | None,
+    filters: Sequence[RowFilter],
+    on_bad_row: OnBadRow,
 ) -> Iterator[pa.Table]:
     """The rows of `part`: strings, and float64 in the columns that filters compare."""
     names, body = _header(file)
-    wanted = list(columns) if columns is not None else names
-    compared = [column for row_filter in filters for column in row_filter.columns]
-    for row_filter in filters:
-        if isinstance(row_filter, MaxEncImages):
-            raise SourceError(f"{file.path}: max_enc_images counts list items, but a CSV column holds text")
+    compared = list(dict.fromkeys(column for row_filter in filters for column in row_filter.columns))
+    if any(isinstance(row_filter, MaxEncImages) for row_filter in filters):
+        raise SourceError(f"{file.path}: max_enc_images counts list items, but a CSV column holds text")
+    wanted = list(dict.fromkeys([*(columns if columns is not None else names), *compared]))
+    row = part.first_row
+    with open_binary(file, part.start) as stream:
+        if file.compression:
+            read_chunk(stream, body, file)
+        for piece, ends in _pieces(stream, file, None if file.compression else part.stop - part.start):
+            num_rows = int(np.count_nonzero(~_is_blank(piece, ends)))
+            if num_rows:
+                table, broken = _parse(file, piece, names, wanted)
+                for number, error in broken:
+                    on_bad_row(row + number, error)
+                passed_over = [number for number, _ in broken]
+                rows = row + np.setdiff1d(np.arange(num_rows), passed_over)
+                yield _with_numbers(table.append_column(ROW, pa.array(rows)), compared, on_bad_row)
+            row += num_rows
+
+
+def _parse(
+    file: DataFile, piece: bytes, names: list[str], wanted: list[str]
+) -> tuple[pa.Table, list[tuple[int, SourceError]]]:
+    """The rows of a piece as text, and the lines of another width, by their position in it."""
     broken: list[tuple[int, SourceError]] = []
-    num_reported = 0
 
     def on_wrong_width(row: pacsv.InvalidRow) -> str:
-        # Called from Arrow's parser, through which no exception passes: the rows are reported before the next table.
-        where = f"has {row.actual_columns} fields, but the header names {row.expected_columns}: {row.text[:60]}"
-        number = part.first_row + (row.number - 1 if row.number else 0)
-        broken.append((number, SourceError(f"the line {where}", code="wrong_width")))
-        return "skip"
+        widths = f"{row.actual_columns} fields, but the header names {row.expected_columns}"
+        broken.append((row.number - 1, SourceError(f"the line has {widths}: {row.text[:60]}", code="wrong_width")))
+        return "skip"  # no exception passes through Arrow's parser
 
-    with open_binary(file, body if file.compression is None and part.start == body else part.start) as stream:
-        if file.compression:
-            stream.read(body)
-        source = _Part(stream, None if file.compression else part.stop - part.start)  # type: ignore[arg-type]
-        try:
-            reader = pacsv.open_csv(
-                pa.PythonFile(source, mode="r"),
-                read_options=pacsv.ReadOptions(column_names=names, block_size=BLOCK_BYTES, use_threads=False),
-                parse_options=pacsv.ParseOptions(
-                    delimiter=_delimiter(file), newlines_in_values=True, invalid_row_handler=on_wrong_width
-                ),
-                convert_options=pacsv.ConvertOptions(
-                    column_types=dict.fromkeys(names, pa.string()),
-                    include_columns=list(dict.fromkeys([*wanted, *compared])),
-                    strings_can_be_null=False,
-                ),
-            )
-            row = part.first_row
-            for batch in reader:
-                for number, error in broken[num_reported:]:
-                    on_bad_row(number, error)
-                num_reported = len(broken)
-                rows, row = _row_numbers(batch.num_rows, row, [number for number, _ in broken])
-                table = pa.Table.from_batches([batch]).append_column(ROW, pa.array(rows))
-                for column in dict.fromkeys(compared):
-                    table = _to_numbers(table, column, on_bad_row)
-                yield table
-        except pa.ArrowInvalid as error:
-            if "Empty CSV file" not in str(error):
-                raise SourceError(f"{file.path}: the file cannot be read as {file.format.upper()}: {error}") from error
-        for number, wrong in broken[num_reported:]:
-            on_bad_row(number, wrong)
-
-
-def _row_numbers(num_rows: int, row: int, broken: list[int]) -> tuple[npt.NDArray[np.int64], int]:
-    """Numbers of the next `num_rows` rows, passing over broken ones, and the number after them."""
-    passed_over = [number for number in broken if number >= row]
-    candidates = np.arange(row, row + num_rows + len(passed_over))
-    rows = np.setdiff1d(candidates, passed_over)[:num_rows]
-    return rows, int(rows[-1]) + 1 if num_rows else row
-
-
-def _to_numbers(table: pa.Table, column: str, on_bad_row: OnBadRow) -> pa.Table:
-    text = pc.utf8_trim_whitespace(table.column(column))
-    filled = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
     try:
-        numbers = filled.cast(pa.float64())
-    except pa.ArrowInvalid:
-        keep = []
-        for row, value in zip(table.column(ROW).to_pylist(), filled.to_pylist(), strict=True):
-            try:
-                float(value or 0)
-                keep.append(True)
-            except ValueError:
-                message = f"{column!r} is compared with a number, but it is {value!r}"
-                on_bad_row(row, SourceError(message, code=f"type_{column}"))
-                keep.append(False)
-        table = table.filter(pa.array(keep))
-        numbers = filled.filter(pa.array(keep)).cast(pa.float64())
-    return table.set_column(table.column_names.index(column), column, numbers)
+        table = pacsv.read_csv(
+            pa.BufferReader(piece),
+            read_options=pacsv.ReadOptions(column_names=names, block_size=len(piece) + 1, use_threads=False),
+            parse_options=pacsv.ParseOptions(
+                delimiter=_delimiter(file), newlines_in_values=True, invalid_row_handler=on_wrong_width
+            ),
+            convert_options=pacsv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), include_columns=wanted, strings_can_be_null=False
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        raise SourceError(f"{file.path}: the file cannot be read as {file.format.upper()}: {error}") from error
+    for column in NULL_WHEN_EMPTY:
+        if column in wanted:
+            table = table.set_column(table.column_names.index(column), column, _empty_as_null(table.column(column)))
+    return table, broken
+
+
+def _empty_as_null(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    trimmed = pc.utf8_trim_whitespace(texts)
+    return pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), texts)
+
+
+def _with_numbers(table: pa.Table, compared: Sequence[str], on_bad_row: OnBadRow) -> pa.Table:
+    for column in compared:
+        texts = pc.utf8_trim_whitespace(_empty_as_null(table.column(column)))
+        try:
+            numbers = texts.cast(pa.float64())
+        except pa.ArrowInvalid:  # one of them is no number: find it
+            keep = []
+            for row, text in zip(table.column(ROW).to_pylist(), texts, strict=True):
+                try:
+                    text.cast(pa.float64())
+                    keep.append(True)
+                except pa.ArrowInvalid:
+                    message = f"{column!r} is compared with a number, but it is {text.as_py()!r}"
+                    on_bad_row(row, SourceError(message, code=f"type_{column}"))
+                    keep.append(False)
+            table = table.filter(pa.array(keep))
+            numbers = texts.filter(pa.array(keep)).cast(pa.float64())
+        table = table.set_column(table.column_names.index(column), column, numbers)
+    return table

@@ -7,6 +7,7 @@ import gzip
 import io
 import os
 import posixpath
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
@@ -18,7 +19,7 @@ from llava_arrow.errors import SourceError
 from llava_arrow.paths import is_url
 from llava_arrow.shards import DataFile
 
-__all__ = ["data_files", "open_binary", "open_random_access"]
+__all__ = ["data_files", "open_binary", "open_random_access", "stem_of"]
 
 FORMATS = {
     ".parquet": "parquet",
@@ -140,6 +141,12 @@ def detect_format(path: str) -> tuple[str | None, str | None]:
     return (kind, compression) if compression is None or kind in _MAY_BE_COMPRESSED else (None, compression)
 
 
+def stem_of(file: DataFile) -> str:
+    """The file's name without the extensions that say its format: `a.v1` of `x/a.v1.jsonl.gz`."""
+    stem, extension = posixpath.splitext(posixpath.basename(file.path))
+    return posixpath.splitext(stem)[0] if extension.lower() in COMPRESSIONS else stem
+
+
 def _describe(path: str, folder: str, entry: Entry) -> DataFile:
     kind, compression = detect_format(path)
     if kind is None:
@@ -163,8 +170,9 @@ def _describe(path: str, folder: str, entry: Entry) -> DataFile:
 
 def _has_record_per_line(path: str, compression: str | None) -> bool:
     """Whether a `.json` file starts with a record instead of an array, as many that hold one record per line do."""
-    with open_binary(DataFile(path=path, format="json", compression=compression, size=0, mark="", key="")) as stream:
-        head = stream.read(1 << 12)
+    file = DataFile(path=path, format="json", compression=compression, size=0, mark="", key="")
+    with open_binary(file) as stream:
+        head = read_chunk(stream, 1 << 12, file)
     return head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
 
 
@@ -226,5 +234,5 @@ def read_chunk(stream: BinaryIO, num_bytes: int, file: DataFile) -> bytes:
     """Up to `num_bytes` bytes, b"" at the end; a SourceError where the file is broken."""
     try:
         return stream.read(num_bytes)
-    except (OSError, EOFError, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         raise SourceError(f"{file.path}: the file is truncated or damaged: {error}", code="truncated") from error

@@ -18,7 +18,10 @@ from llava_arrow.errors import MixtureError, SourceError
 from llava_arrow.select import MaxEncImages, RowFilter
 from llava_arrow.sources import RECORD, ROW
 
-__all__ = ["OnBadRow", "record_table"]
+__all__ = ["DECODE_ERRORS", "OnBadRow", "record_table"]
+
+DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What a text that is no JSON record raises; nesting without end is among it."""
 
 OnBadRow = Callable[[int, MixtureError], None]
 """Called with the row's number: raises, or writes the row into the ledger."""
@@ -44,13 +47,17 @@ def record_table(
                     tuple(_comparable(name, getattr(found, f"f{k}"), lengths) for k, name in enumerate(names))
                 )
                 good.append(i)
-            except (msgspec.DecodeError, UnicodeDecodeError, MixtureError) as error:
+            except (*DECODE_ERRORS, MixtureError) as error:
                 on_bad_row(int(rows[i]), error if isinstance(error, MixtureError) else not_a_record(record, error))
         records, rows = [records[i] for i in good], rows[good]
         for k, name in enumerate(names):
             column = [value[k] for value in values]
-            is_float = any(isinstance(value, float) for value in column)
-            columns[name] = pa.array(column, pa.float64() if is_float else pa.int64())
+            is_float = any(isinstance(v, float) or (v is not None and abs(v) >= 1 << 63) for v in column)
+            columns[name] = (
+                pa.array([None if v is None else float(v) for v in column], pa.float64())
+                if is_float
+                else pa.array(column, pa.int64())
+            )
     return pa.table({**columns, RECORD: pa.array([bytes(record) for record in records], pa.binary()), ROW: rows})
 
 
