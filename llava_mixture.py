@@ -158,7 +158,7 @@ class LlavaMixture(datasets.GeneratorBasedBuilder):
                 yield make_key(shard_number, number), table
             shard_number += number >= 0
             if tally is not None and self._tally_dir is not None:
-                write_tally(tally, self._tally_dir, shard)
+                write_tally(tally, self._tally_dir, shard.entry.config_name, (shard.entry.index, shard.index))
 
     def _prepare_split_single(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         for name in ("check_duplicate_keys", "split_info"):

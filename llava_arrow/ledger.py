@@ -13,10 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TextIO
-
-if TYPE_CHECKING:
-    from llava_arrow.shards import Shard
+from typing import Any, TextIO
 
 __all__ = ["LedgerLine", "Tally", "read_tallies", "sum_tallies", "write_ledger", "write_tally"]
 
@@ -103,10 +100,10 @@ def sum_tallies(tallies: Iterable[Tally]) -> Tally:
     return total
 
 
-def write_tally(tally: Tally, folder: str, shard: Shard) -> None:
-    """Keep the tally of a shard until all are there: worker processes share nothing but files."""
-    name = f"{shard.entry.index:06d}-{shard.index:09d}.json"
-    content = {"config_name": shard.entry.config_name, **tally.to_json()}
+def write_tally(tally: Tally, folder: str, config_name: str, position: tuple[int, int]) -> None:
+    """Keep the tally of a shard, at `position` (entry, shard), until all are there: processes share only files."""
+    name = "-".join(f"{number:09d}" for number in position) + ".json"
+    content = {"config_name": config_name, **tally.to_json()}
     with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
         json.dump(content, file)
 

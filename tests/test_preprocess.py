@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -550,3 +552,26 @@ def test_annotations_are_checked_and_spelt() -> None:
     assert not accepts(list[str] | None, [1])
     assert spell(list[str] | None) == "a list of a string or null"
     assert find_preprocess("process_gpt_edit_loc_gnd").parameters["task"].default == "add"
+
+
+def test_an_installed_package_brings_functions_by_entry_point(own_module: Path, folder: Path) -> None:
+    own_module.write_text(SOURCE.format(answer='row["text"]'))
+    metadata = own_module.parent / "mine-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[llava_mixture.preprocess]\nmy_captions = my_functions\nabsent = my_functions\n"
+    )
+    write_table(folder / "a.parquet", {"file": ["1.jpg"], "text": ["abc"]})
+    mixture = "datasets:\n  - {{name: a, json_path: a.parquet, preprocess_fn: {name}}}\n"
+    (folder / "x.yaml").write_text(mixture.format(name="my_captions"))
+    (folder / "y.yaml").write_text(mixture.format(name="absent"))
+    command = [sys.executable, "-m", "llava_arrow", "preview", "--cache-dir", str(folder / "c")]
+    environment = {**os.environ, "PYTHONPATH": str(own_module.parent)}
+    shown = subprocess.run([*command, str(folder / "x.yaml")], capture_output=True, text=True, env=environment)
+    assert "gpt: abc" in shown.stdout, shown.stderr
+    refused = subprocess.run([*command, str(folder / "y.yaml")], capture_output=True, text=True, env=environment)
+    assert (
+        "the entry point 'absent' of group llava_mixture.preprocess registers no function of that name"
+        in refused.stderr
+    )

@@ -4,6 +4,7 @@ caption.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -134,3 +135,18 @@ def one_image(row: Row, column: str, prefix: str | None, *, what: str) -> Any:
     if len(images) > 1:
         raise PreprocessError(f"{column!r} has {len(images)} images, one is needed", code=f"many_{column}")
     return images[0]
+
+
+def conversations_of(row: Row) -> list[dict[str, Any]]:
+    """The column `conversations`, as a list or as the JSON text of one."""
+    value = row.get("conversations")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise PreprocessError(f"'conversations' is no JSON: {error}", code="conversations_json") from error
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        raise PreprocessError(
+            f"'conversations' must be a list of turns, got {value!r:.200}", code="type_conversations"
+        )
+    return value

@@ -11,12 +11,12 @@ The sources are given twice: `image` for understanding, `image_gen_enc` for the 
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
 from llava_arrow.errors import PreprocessError
 from llava_arrow.preprocess.conversations import (
     Row,
+    conversations_of,
     dialogue,
     fill,
     image_list,
@@ -295,18 +295,3 @@ def uniworld(
         "pixel_diff": pixel_diff,
         "conversations": conversations_of(row),
     }
-
-
-def conversations_of(row: Row) -> list[dict[str, Any]]:
-    """The column `conversations`, as a list or as the JSON text of one."""
-    value = row.get("conversations")
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise PreprocessError(f"'conversations' is no JSON: {error}", code="conversations_json") from error
-    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-        raise PreprocessError(
-            f"'conversations' must be a list of turns, got {value!r:.200}", code="type_conversations"
-        )
-    return value

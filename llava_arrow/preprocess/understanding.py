@@ -10,6 +10,7 @@ from typing import Any
 from llava_arrow.errors import PreprocessError
 from llava_arrow.preprocess.conversations import (
     Row,
+    conversations_of,
     dialogue,
     fill,
     one_image,
@@ -17,7 +18,6 @@ from llava_arrow.preprocess.conversations import (
     template_complaint,
     text_of,
 )
-from llava_arrow.preprocess.editing import conversations_of
 from llava_arrow.preprocess.registry import register_preprocess
 
 LONG_ANSWER_WORDS = 150
