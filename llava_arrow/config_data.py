@@ -17,7 +17,7 @@ from llava_arrow.errors import ConfigError, SourceError
 from llava_arrow.ledger import Tally
 from llava_arrow.mixture import Mixture
 from llava_arrow.pipeline import iter_tables
-from llava_arrow.plan import plan_shards
+from llava_arrow.plan import apportion, plan_shards
 from llava_arrow.plan_cache import PlanCache
 from llava_arrow.shards import DataFile, Shard
 from llava_arrow.sources.columns import layout_of
@@ -92,11 +92,17 @@ class ConfigData:
         return digest.hexdigest()[:16]
 
     def plan(self, *, num_shards: int | None, cache: PlanCache) -> tuple[list[Shard], dict[str, Tally]]:
-        """The shards of all entries, in order, and per entry the counts of what no shard covers."""
+        """The shards of all entries, in order, and per entry the counts of what no shard covers.
+
+        Args:
+            num_shards: how many altogether, spread by size; each file gives one at least.
+        """
         shards: list[Shard] = []
         unread: dict[str, Tally] = {}
-        share = None if num_shards is None else max(1, round(num_shards / len(self.entries)))
-        for entry, files in zip(self.entries, self.files, strict=True):
+        shares: list[int | None] = [None] * len(self.entries)
+        if num_shards is not None:
+            shares = list(apportion([sum(file.size for file in files) for files in self.files], num_shards))
+        for entry, files, share in zip(self.entries, self.files, shares, strict=True):
             plan = plan_shards(entry, num_shards=share, cache=cache, files=files)
             shards += plan.shards
             unread[entry.config_name] = plan.unread

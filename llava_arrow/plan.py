@@ -25,7 +25,7 @@ from llava_arrow.sources.files import data_files
 from llava_arrow.sources.formats import reader_of
 from llava_arrow.sources.records import OnBadRow
 
-__all__ = ["Plan", "count_range", "plan_shards"]
+__all__ = ["Plan", "apportion", "count_range", "plan_shards"]
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,16 @@ def _cut(files: Sequence[DataFile], num_shards: int | None, cache: PlanCache) ->
         if num_shards is None:
             wanted = reader_of(file).num_default_shards(file)
         else:
-            wanted = _apportion([file.size for file in files], num_shards)[i]
+            wanted = apportion([file.size for file in files], num_shards)[i]
         parts: list[Range] = cache.remember(("cut", file, wanted), partial(reader_of(file).cut, file, wanted))
         ranges += [(file, part) for part in parts]
     return ranges
 
 
-def _apportion(sizes: Sequence[int], num_shards: int) -> list[int]:
-    """`num_shards` spread over files by size, at least one each; the largest remainders get what rounding leaves.
+def apportion(sizes: Sequence[int], num_shards: int) -> list[int]:
+    """`num_shards` spread over files (or entries) by size, one each at least; the largest remainders get the rest.
 
-    >>> _apportion([10, 30], 8)
+    >>> apportion([10, 30], 8)
     [2, 6]
     """
     spare = max(0, num_shards - len(sizes))

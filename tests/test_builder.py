@@ -128,6 +128,19 @@ def test_streams_have_as_many_shards_as_asked_for_and_divide(big: Any) -> None:
     assert sorted(shuffled) == EXPECTED_BIG
 
 
+def test_the_shards_of_a_mixture_are_spread_by_size(
+    folder: Path, make_mixture: MakeMixture, big: Any, tmp_path: Path
+) -> None:
+    write_json(folder / "small.json", [{"conversations": chat("q", "a")}] * 50)
+    mixture = make_mixture(
+        {"name": "small", "json_path": "small.json"},
+        {"name": "big", "json_path": "big.parquet", "aes_cutoff": 4, **T2I},
+    )
+    whole = stream("mixture", mixture=mixture, num_shards=24)
+    assert whole.num_shards == 24
+    assert len(rows_of(whole)) == 4050
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_dataloader_workers_divide_the_stream(num_workers: int, big: Any) -> None:
     dataset = stream("big", mixture=big, num_shards=8).select_columns(["id"])

@@ -77,6 +77,12 @@ def test_a_json_array_is_split_at_records(indent: int | None, escape: bool, piec
         assert [json.loads(row[RECORD]) for row in read_all(file, num_shards)] == records
 
 
+def test_space_before_and_after_an_array(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + b" \n" * 500 + json.dumps(RECORDS).encode() + b"\n" * 500)
+    for num_shards in (1, 3, 20):
+        assert [json.loads(row[RECORD]) for row in read_all(the_file(tmp_path / "a.json"), num_shards)] == RECORDS
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     records=st.lists(

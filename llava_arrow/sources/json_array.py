@@ -45,7 +45,7 @@ def cut(file: DataFile, num_shards: int) -> list[Range]:
         return [Range(0, file.size, 0)]
     starts: list[tuple[int, int]] = []  # (byte, row) of each piece
     row = end = 0
-    for offset, text, records in _pieces(file, Range(0, file.size, 0)):
+    for offset, text, records in _pieces(file, Range(0, file.size, 0), small_piece(file, num_shards)):
         starts.append((offset, row))
         row += len(records)
         end = offset + len(text)
@@ -78,14 +78,20 @@ def read(
             row += len(batch)
 
 
-def _pieces(file: DataFile, part: Range) -> Iterator[tuple[int, bytes, Records]]:
+def small_piece(file: DataFile, num_shards: int) -> int:
+    """Bytes to read at once when looking for borders: enough pieces for a border near every place that is wanted."""
+    return min(PIECE_BYTES, max(64, file.size // (4 * num_shards)))
+
+
+def _pieces(file: DataFile, part: Range, piece_bytes: int = 0) -> Iterator[tuple[int, bytes, Records]]:
     """(byte offset, text, records) of successive stretches of whole records."""
     is_whole = part.start == 0 and part.stop == file.size
     with open_binary(file, part.start) as stream:
-        buffer, offset = _after_bracket(stream, file) if is_whole else (b"", part.start)
+        buffer, offset = _after_bracket(stream, file, piece_bytes) if is_whole else (b"", part.start)
         left = None if is_whole else part.stop - part.start
         pattern: re.Pattern[bytes] | None = None
-        row, wanted, needs_comma = part.first_row, PIECE_BYTES, False
+        size = piece_bytes or PIECE_BYTES
+        row, wanted, needs_comma = part.first_row, size, False
         while True:
             num_bytes = wanted if left is None else min(wanted, left)
             chunk = read_chunk(stream, num_bytes, file) if num_bytes else b""
@@ -99,11 +105,11 @@ def _pieces(file: DataFile, part: Range) -> Iterator[tuple[int, bytes, Records]]
             pattern = pattern or _border_pattern(buffer)
             end, records = (0, ()) if needs_comma else _split(buffer, pattern, file, row)
             if not records:  # not one whole record yet: read more, twice as much each time
-                wanted = max(PIECE_BYTES, len(buffer))
+                wanted = max(size, len(buffer))
                 continue
             yield offset, buffer[:end], records
             row += len(records)
-            buffer, offset, needs_comma, wanted = buffer[end:], offset + end, True, PIECE_BYTES
+            buffer, offset, needs_comma, wanted = buffer[end:], offset + end, True, size
         text = _before_bracket(buffer, file, row) if is_whole else buffer.rstrip(_SPACE).removesuffix(b",")
         if text.strip(_SPACE):
             yield offset, text, _records(text, file, row)
@@ -113,9 +119,11 @@ def _pieces(file: DataFile, part: Range) -> Iterator[tuple[int, bytes, Records]]
             )
 
 
-def _after_bracket(stream: BinaryIO, file: DataFile) -> tuple[bytes, int]:
-    head = read_chunk(stream, PIECE_BYTES, file)
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
+def _after_bracket(stream: BinaryIO, file: DataFile, piece_bytes: int) -> tuple[bytes, int]:
+    head = text = b""
+    while not text and (chunk := read_chunk(stream, piece_bytes or PIECE_BYTES, file)):
+        head += chunk
+        text = head.removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
     if not text.startswith(b"["):
         shown = text[:40].decode("utf-8", "replace")
         raise SourceError(

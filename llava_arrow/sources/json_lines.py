@@ -10,6 +10,7 @@ from llava_arrow.select import RowFilter
 from llava_arrow.shards import DataFile, Range
 from llava_arrow.sources import MAX_BATCH_RECORDS, SHARD_BYTES
 from llava_arrow.sources.files import open_binary, read_chunk
+from llava_arrow.sources.json_array import small_piece
 from llava_arrow.sources.records import OnBadRow, record_table
 
 __all__ = ["cut", "num_default_shards", "read"]
@@ -28,7 +29,7 @@ def cut(file: DataFile, num_shards: int) -> list[Range]:
         return [Range(0, file.size, 0)]
     borders = [(0, 0)]
     row = 0
-    for offset, text, lines in _pieces(file, Range(0, file.size, 0)):
+    for offset, text, lines in _pieces(file, Range(0, file.size, 0), small_piece(file, num_shards)):
         if offset >= file.size * len(borders) // num_shards and borders[-1] != (offset, row):
             borders.append((offset, row))
         row += len(lines)
@@ -49,13 +50,13 @@ def read(
             row += len(batch)
 
 
-def _pieces(file: DataFile, part: Range) -> Iterator[tuple[int, bytes, list[bytes]]]:
+def _pieces(file: DataFile, part: Range, piece_bytes: int = 0) -> Iterator[tuple[int, bytes, list[bytes]]]:
     """(byte offset, text, lines that are not blank) of successive stretches of whole lines."""
-    left = None if file.compression else part.stop - part.start
+    left, size = None if file.compression else part.stop - part.start, piece_bytes or PIECE_BYTES
     offset, buffer = part.start, b""
     with open_binary(file, part.start) as stream:
         while True:
-            num_bytes = PIECE_BYTES if left is None else min(PIECE_BYTES, left)
+            num_bytes = size if left is None else min(size, left)
             chunk = read_chunk(stream, num_bytes, file) if num_bytes else b""
             left = None if left is None else left - len(chunk)
             buffer += chunk
