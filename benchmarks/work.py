@@ -64,7 +64,7 @@ def ours_build(mixture: Any, num_proc: int | None = None) -> dict[str, Any]:
     def work() -> int:
         builder = LlavaMixture(config_name="entry", mixture=mixture, cache_dir=folder)
         builder.download_and_prepare(num_proc=num_proc)
-        return len(builder.as_dataset("train"))
+        return int(builder.info.splits["train"].num_examples)
 
     try:
         return timed(lambda: work)

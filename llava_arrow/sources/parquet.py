@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_arrow.errors import SourceError
+from llava_arrow.paths import is_url
 from llava_arrow.select import RowFilter
 from llava_arrow.shards import DataFile, Range
 from llava_arrow.sources import BATCH_BYTES, MAX_BATCH_ROWS, ROW, SHARD_BYTES
@@ -20,13 +21,17 @@ from llava_arrow.sources.records import OnBadRow
 
 __all__ = ["columns", "cut", "num_default_shards", "read"]
 
+BUFFER_BYTES = 1 << 20
 MAX_SHARD_ROWS = 1 << 18
 """Rows of a shard where nobody asks for more shards: what a resumed stream has to pass over at most."""
 
 
 def _open(file: DataFile) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(open_random_access(file))
+        if is_url(file.path):
+            return pq.ParquetFile(open_random_access(file))
+        # Read piece by piece: memory-mapped, or with whole column chunks fetched ahead, memory grows with the file.
+        return pq.ParquetFile(pa.OSFile(file.path), buffer_size=BUFFER_BYTES, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
             f"{file.path}: this is no readable Parquet file (truncated?): {error}", code="truncated"
