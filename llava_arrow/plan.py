@@ -87,13 +87,14 @@ def apportion(sizes: Sequence[int], num_shards: int) -> list[int]:
     >>> apportion([10, 30], 8)
     [2, 6]
     """
-    spare = max(0, num_shards - len(sizes))
-    exact = [spare * size / max(1, sum(sizes)) for size in sizes]
-    shares = [int(share) for share in exact]
-    by_remainder = sorted(range(len(sizes)), key=lambda i: shares[i] - exact[i])
-    for i in by_remainder[: spare - sum(shares)]:
-        shares[i] += 1
-    return [1 + share for share in shares]
+    exact = [num_shards * size / max(1, sum(sizes)) for size in sizes]
+    shares = [max(1, int(share)) for share in exact]
+    while sum(shares) < num_shards:
+        shares[max(range(len(sizes)), key=lambda i: exact[i] - shares[i])] += 1
+    while sum(shares) > max(num_shards, len(sizes)):
+        larger = [i for i, share in enumerate(shares) if share > 1]
+        shares[min(larger, key=lambda i: exact[i] - shares[i])] -= 1
+    return shares
 
 
 def count_range(entry: Entry, file: DataFile, part: Range, *, stop_at_first: bool = False) -> Tally:
