@@ -1,17 +1,20 @@
 """Mixtures of LLaVA data as Hugging Face configs.
 
-    load_dataset("./llava_mixture.py", "our-dataset", split="train")              # datasets 2.16 - 3.6:
-    trust_remote_code=True load_dataset("llava_mixture", "our-dataset", mixture="my.yaml", streaming=True)
+    load_dataset("./llava_mixture.py", "our-dataset", split="train")
+    load_dataset("llava_mixture", "our-dataset", mixture="my.yaml", streaming=True)
 
 Each entry of the YAML file is a config; `mixture`, the default, is all of them one after the other. With datasets 4
-and later, import this module first: that is what makes the two paths above known.
+and later, import this module first: that is what makes the two paths above known. Before that, the first one works by
+itself, with `trust_remote_code=True`.
 """
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -19,6 +22,7 @@ import pyarrow as pa
 
 try:
     from llava_arrow.config_data import ConfigData
+    from llava_arrow.config_data import check_arguments
     from llava_arrow.errors import ConfigError
     from llava_arrow.errors import MixtureError
     from llava_arrow.ledger import Tally
@@ -28,7 +32,6 @@ try:
     from llava_arrow.mixture import MIXTURE_CONFIG
     from llava_arrow.mixture import Mixture
     from llava_arrow.plan_cache import PlanCache
-    from llava_arrow.preprocess.registry import did_you_mean
     from llava_arrow.registration import MODULE_HASH
     from llava_arrow.registration import register
     from llava_arrow.shards import Shard
@@ -60,7 +63,7 @@ class LlavaMixtureConfig(datasets.BuilderConfig):
     """
 
     mixture: Any = None
-    image_root: str | None = None
+    image_root: Any = None
     image_columns: str | None = None
     num_shards: int | None = None
     seed: int | None = None
@@ -86,25 +89,23 @@ class LlavaMixture(datasets.GeneratorBasedBuilder):
         self._tally_dir: str | None = None
         if kwargs.get("hash") is None:
             kwargs["hash"] = MODULE_HASH
+        for name in ("data_files", "data_dir"):
+            if kwargs.get(name) is not None:
+                raise ConfigError(f"{name}= cannot be given: the mixture's entries name their files (`json_path`)")
         super().__init__(cache_dir=cache_dir, **kwargs)
 
     def _create_builder_config(
         self, config_name: str | None = None, custom_features: Any = None, config_id: str | None = None, **kwargs: Any
     ) -> tuple[LlavaMixtureConfig, str]:
-        known = [name for name in LlavaMixtureConfig.__dataclass_fields__ if name not in vars(datasets.BuilderConfig)]
-        for name in kwargs:
-            if name not in known:
-                raise ConfigError(f"the builder has no argument {name!r}{did_you_mean(name, known, 'it takes ')}")
         if custom_features is not None:
             raise ConfigError(
                 "features= cannot be given: the columns follow from the mixture (see `features:` and image_columns=)"
             )
+        check_arguments(config_name, kwargs)
         config = LlavaMixtureConfig(name=config_name or MIXTURE_CONFIG, **kwargs)
-        if config.num_shards is not None and (not isinstance(config.num_shards, int) or config.num_shards < 1):
-            raise ConfigError(f"num_shards must be a whole number ≥ 1, got {config.num_shards!r}")
         mixture = Mixture.load(
             config.mixture,
-            image_root=config.image_root,
+            image_root=None if config.image_root is None else os.fspath(config.image_root),
             seed=config.seed,
             on_error=config.on_error,
             path_map=config.path_map,
@@ -168,19 +169,31 @@ class LlavaMixture(datasets.GeneratorBasedBuilder):
         except datasets.exceptions.DatasetGenerationError as error:
             if isinstance(error.__cause__, MixtureError):  # it says more than "an error occurred"
                 raise error.__cause__ from error.__cause__.__cause__
+            if isinstance(error.__cause__, OSError):  # sources wrap theirs: it is the dataset that cannot be written
+                raise MixtureError(f"{self._output_dir} cannot be written: {error.__cause__}") from error.__cause__
             raise
 
     def _get_examples_iterable_for_split(self, split_generator: datasets.SplitGenerator) -> Any:
         return datasets.ArrowBasedBuilder._get_examples_iterable_for_split(self, split_generator)
+
+    @classmethod
+    def get_all_exported_dataset_infos(cls) -> dict[str, Any]:
+        """Datasets 2 and 3 look for a card beside this module; there is none that speaks of its configs."""
+        return {}
 
     def _download_prepared_from_hf_gcs(self, *args: Any, **kwargs: Any) -> None:
         """Datasets 2.16 asks a server for a finished copy before each build; there is none."""
         raise datasets.arrow_reader.DatasetNotOnHfGcsError
 
     def _download_and_prepare(self, dl_manager: Any, verification_mode: Any, **kwargs: Any) -> None:
-        for name in self._fs.ls(self._output_dir, detail=False):  # what a killed build left
-            self._fs.rm(name, recursive=True)
-        with tempfile.TemporaryDirectory(prefix="llava-mixture-") as self._tally_dir:
+        is_local = not datasets.filesystems.is_remote_filesystem(self._fs)
+        if is_local:  # a folder of our own, never the user's: remove what a killed build left in it
+            for name in os.listdir(self._output_dir):
+                path = os.path.join(self._output_dir, name)
+                shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+        if kwargs.get("file_format") == "parquet":  # else `datasets` would embed files that nobody has looked at
+            self._data = replace(self._data, embed_images=True)
+        with tempfile.TemporaryDirectory(dir=self._output_dir if is_local else None) as self._tally_dir:
             try:
                 super()._download_and_prepare(dl_manager, verification_mode, **kwargs)
                 tallies = read_tallies(self._tally_dir, self._unread)

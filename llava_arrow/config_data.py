@@ -4,8 +4,10 @@ fingerprint.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -17,18 +19,49 @@ from llava_arrow.errors import ConfigError, SourceError
 from llava_arrow.ledger import Tally
 from llava_arrow.mixture import Mixture
 from llava_arrow.pipeline import iter_tables
-from llava_arrow.plan import apportion, plan_shards
+from llava_arrow.plan import apportion, named, plan_shards
 from llava_arrow.plan_cache import PlanCache
+from llava_arrow.preprocess.registry import did_you_mean
 from llava_arrow.shards import DataFile, Shard
 from llava_arrow.sources.columns import layout_of
 from llava_arrow.sources.files import data_files
 
-__all__ = ["ConfigData"]
+__all__ = ["ConfigData", "check_arguments"]
 
 SAMPLE_FORMAT = "1"
 """Goes up when the same mixture gives other samples than before: built datasets are then built anew."""
 NOT_IN_SAMPLES = ("index", "length_group", "license", "source", "preprocess")
 """Fields of an entry that do not change its samples (the function has a fingerprint of its own)."""
+
+
+ARGUMENTS: dict[str, tuple[Any, str]] = {
+    "mixture": (Mixture | str | os.PathLike, "a Mixture, a path or a name"),
+    "image_root": (str | os.PathLike, "a path"),
+    "image_columns": (str, "'list'"),
+    "num_shards": (int, "a whole number ≥ 1"),
+    "seed": (int, "a whole number"),
+    "embed_images": (bool, "true or false"),
+    "on_error": (str, "'raise' or 'skip'"),
+    "path_map": (dict, "a mapping of texts to texts"),
+    "trust_custom_code": (bool, "true or false"),
+}
+
+
+def check_arguments(config_name: object, arguments: Mapping[str, Any]) -> None:
+    """A ConfigError where a builder argument is unknown or of the wrong kind; None means not given."""
+    if config_name is not None and not isinstance(config_name, str):
+        raise ConfigError(f"the config name must be a text, got {config_name!r}")
+    for name, value in arguments.items():
+        if name not in ARGUMENTS:
+            raise ConfigError(f"the builder has no argument {name!r}{did_you_mean(name, ARGUMENTS, 'it takes ')}")
+        kind, spelling = ARGUMENTS[name]
+        is_right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if isinstance(value, dict) and is_right:
+            is_right = all(isinstance(text, str) for pair in value.items() for text in pair)
+        if name == "num_shards" and is_right:
+            is_right = value >= 1
+        if value is not None and not is_right:
+            raise ConfigError(f"{name} must be {spelling}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +99,9 @@ class ConfigData:
             raise ConfigError(f"image_columns must be 'list' or not given, got {image_columns!r}")
         entries = mixture.select(config_name)
         files = tuple(tuple(data_files(entry)) for entry in entries)
-        layouts = tuple(layout_of(entry, found, cache) for entry, found in zip(entries, files, strict=True))
+        layouts = tuple(
+            named(entry, partial(layout_of, entry, found, cache)) for entry, found in zip(entries, files, strict=True)
+        )
         layout = Layout.widest((entry.config_name, own) for entry, own in zip(entries, layouts, strict=True))
         return cls(
             mixture=mixture,
@@ -103,7 +138,7 @@ class ConfigData:
         if num_shards is not None:
             shares = list(apportion([sum(file.size for file in files) for files in self.files], num_shards))
         for entry, files, share in zip(self.entries, self.files, shares, strict=True):
-            plan = plan_shards(entry, num_shards=share, cache=cache, files=files)
+            plan = named(entry, partial(plan_shards, entry, num_shards=share, cache=cache, files=files))
             shards += plan.shards
             unread[entry.config_name] = plan.unread
         return shards, unread

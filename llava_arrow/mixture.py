@@ -74,9 +74,17 @@ class Mixture:
         if isinstance(spec, Mixture):
             if not given:
                 return spec
+            place: dict[str, Any] = {"base_dir": spec.base_dir, "path": spec.path}
+            if not spec.raw or cls.from_dict(spec.raw, **place, **spec.overrides).entries != spec.entries:
+                raise ConfigError(
+                    f"{', '.join(given)} cannot be given with a Mixture whose entries were made or changed by hand: "
+                    "change the entries themselves (dataclasses.replace)"
+                )
             path_map = {**spec.overrides.get("path_map", {}), **given.get("path_map", {})}
             merged = {**spec.overrides, **given, **({"path_map": path_map} if path_map else {})}
-            return cls.from_dict(spec.raw, base_dir=spec.base_dir, path=spec.path, **merged)
+            return cls.from_dict(spec.raw, **place, **merged)
+        if spec is not None and not isinstance(spec, (str, os.PathLike)):
+            raise ConfigError(f"mixture must be a Mixture, a path or a name, got {spec!r:.80}")
         return cls.from_yaml(find_mixture(spec if spec is not None else "default"), **given)
 
     @classmethod

@@ -6,10 +6,10 @@ The plan is a function of the entry, its files and `num_shards`; which rows are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,9 @@ from llava_arrow.sources.files import data_files
 from llava_arrow.sources.formats import reader_of
 from llava_arrow.sources.records import OnBadRow
 
-__all__ = ["Plan", "apportion", "count_range", "plan_shards"]
+__all__ = ["Plan", "apportion", "count_range", "named", "plan_shards"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,16 @@ def read_range(
         yield from reader_of(file).read(file, part, columns=columns, filters=filters, on_bad_row=on_bad_row)
     except SourceError as error:
         raise error if entry.label in error.message else error.at(entry.label) from error.__cause__
+
+
+def named(entry: Entry, call: Callable[[], T]) -> T:
+    """`call()`; an error that does not name the entry is made to."""
+    try:
+        return call()
+    except MixtureError as error:
+        if entry.label in error.message:
+            raise
+        raise error.at(entry.label) from error.__cause__
 
 
 def bad_row_handler(entry: Entry, file: DataFile, tally: Tally) -> OnBadRow:

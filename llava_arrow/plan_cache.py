@@ -49,10 +49,13 @@ class PlanCache:
         return result
 
     def _write(self, path: Path, data: bytes) -> None:
+        temporary = ""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
+                temporary = file.name
                 file.write(data)
-            os.replace(file.name, path)  # a reader sees all of it or nothing
-        except OSError:
-            pass  # a full or read-only disk costs the memory, not the answer
+            os.replace(temporary, path)  # a reader sees all of it or nothing
+        except OSError:  # a full or read-only disk costs the memory, not the answer
+            if temporary and os.path.exists(temporary):
+                os.remove(temporary)

@@ -47,6 +47,10 @@ def test_a_missing_file(trouble: Trouble) -> None:
     )
 
 
+def test_a_missing_directory(trouble: Trouble) -> None:
+    assert trouble(json_path="nope/") == "entry 'a': the data file './nope' does not exist (the folder '.' does)"
+
+
 def test_a_glob_that_matches_nothing(trouble: Trouble) -> None:
     assert trouble(json_path="nope/*.json") == "entry 'a': json_path './nope/*.json' matches no file"
 
@@ -89,7 +93,7 @@ def test_a_truncated_parquet_file(keep: float, folder: Path, trouble: Trouble) -
     data = (folder / "a.parquet").read_bytes()
     (folder / "a.parquet").write_bytes(data[: int(len(data) * keep)])
     message = trouble(json_path="a.parquet", preprocess_fn="preproces_text_to_image_generation_s3")
-    assert message.startswith("./a.parquet: this is no readable Parquet file (truncated?): ")
+    assert message.startswith("entry 'a': ./a.parquet: this is no readable Parquet file (truncated?): ")
 
 
 def test_a_truncated_arrow_file(folder: Path, trouble: Trouble) -> None:
@@ -99,9 +103,7 @@ def test_a_truncated_arrow_file(folder: Path, trouble: Trouble) -> None:
     data = (folder / "a.arrow").read_bytes()
     (folder / "a.arrow").write_bytes(data[: len(data) // 2])
     message = trouble(json_path="a.arrow", preprocess_fn="preproces_text_to_image_generation_s3")
-    assert message.startswith(
-        ("./a.arrow: this is no readable Arrow file (truncated?): ", "./a.arrow: the file is truncated")
-    )
+    assert message.startswith("entry 'a': ./a.arrow: this is no readable Arrow file (truncated?): ")
 
 
 def test_a_json_array_that_is_cut_in_the_middle(folder: Path, trouble: Trouble) -> None:
@@ -197,7 +199,7 @@ def test_an_arrow_stream_without_its_end(folder: Path, trouble: Trouble) -> None
     data = (folder / "a.arrow").read_bytes()
     (folder / "a.arrow").write_bytes(data[:-8])  # the marker that nothing follows
     assert trouble(json_path="a.arrow") == (
-        "./a.arrow: the Arrow stream has no end mark: the file is truncated, or its writer was not closed"
+        "entry 'a': ./a.arrow: the Arrow stream has no end mark: the file is truncated, or its writer was not closed"
     )
 
 
@@ -304,7 +306,7 @@ def test_csv_lines_of_another_width(folder: Path, trouble: Trouble) -> None:
 
 def test_a_csv_header_that_names_a_column_twice(folder: Path, trouble: Trouble) -> None:
     (folder / "a.csv").write_text("caption,caption\na,b\n")
-    assert trouble(json_path="a.csv") == "./a.csv: the header line names 'caption' twice"
+    assert trouble(json_path="a.csv") == "entry 'a': ./a.csv: the header line names 'caption' twice"
 
 
 def test_missing_columns(folder: Path, trouble: Trouble) -> None:

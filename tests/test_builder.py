@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch.utils.data
 from datasets.distributed import split_dataset_by_node
 
 import llava_mixture
-from llava_arrow import ConfigError, MixtureError, PreprocessError, SchemaError
+from llava_arrow import ConfigError, Mixture, MixtureError, PreprocessError, SchemaError
 from llava_arrow.shards import join_neighbours
 from llava_mixture import LlavaMixture
 from tests.conftest import MakeMixture, captions, chat, write_json, write_table
@@ -342,6 +343,13 @@ def test_an_entry_of_which_every_row_fails_is_an_error(
     [
         ({"mixtur": "x"}, "the builder has no argument 'mixtur': did you mean 'mixture'?"),
         ({"num_shards": 0}, "num_shards must be a whole number ≥ 1, got 0"),
+        ({"num_shards": True}, "num_shards must be a whole number ≥ 1, got True"),
+        ({"path_map": {"a": 1}}, "path_map must be a mapping of texts to texts, got {'a': 1}"),
+        ({"path_map": "a:b"}, "path_map must be a mapping of texts to texts, got 'a:b'"),
+        ({"trust_custom_code": "no"}, "trust_custom_code must be true or false, got 'no'"),
+        ({"embed_images": "yes"}, "embed_images must be true or false, got 'yes'"),
+        ({"mixture": 3}, "mixture must be a Mixture, a path or a name, got 3"),
+        ({"data_dir": "x"}, "data_dir= cannot be given: the mixture's entries name their files (`json_path`)"),
         ({"image_columns": "many"}, "image_columns must be 'list' or not given, got 'many'"),
         ({"mixture": "nowhere.yaml"}, "no mixture 'nowhere.yaml': neither a file nor one of the names in builder_configs (default)"),
         (
@@ -354,6 +362,62 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         build("boxes", **arguments)
     assert error.value.message == message
+
+
+def test_a_remote_target_keeps_what_was_there(tmp_path: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/deep/other.txt", b"x")
+    for target in ("memory://bucket", "memory://new/prefix"):
+        builder = LlavaMixture(config_name="edits", cache_dir=str(tmp_path))
+        builder.download_and_prepare(target, file_format="parquet")
+        inner = target.removeprefix("memory:/")
+        assert memory.exists(f"{inner}/llava_mixture-train.parquet")
+        assert json.loads(memory.cat(f"{inner}/report.json"))["edits"]["delivered"] == 2
+    assert memory.cat("/bucket/deep/other.txt") == b"x"
+
+
+def test_parquet_holds_only_what_looks_like_an_image(folder: Path, make_mixture: MakeMixture, tmp_path: Path) -> None:
+    (folder / "secret.txt").write_text("root:x:0")
+    write_json(folder / "a.json", [{"image": "secret.txt", "conversations": chat("<image>q", "a")}])
+    builder = LlavaMixture(
+        config_name="a", mixture=make_mixture({"name": "a", "json_path": "a.json"}), cache_dir=str(tmp_path / "c")
+    )
+    with pytest.raises(MixtureError) as error:
+        builder.download_and_prepare(str(tmp_path / "out"), file_format="parquet")
+    place = f"{folder}/a.json row 0 (entry 'a')"
+    assert error.value.message == f"{place}: {folder}/secret.txt is no image (it begins with b'root:x:0')"
+
+
+def test_a_disk_that_is_full_says_so(big: Any, folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, llava_mixture; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        f"llava_mixture.LlavaMixture(config_name='big', mixture={str(folder / 'x.yaml')!r}, cache_dir='c').download_and_prepare()"
+    )
+    output = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    last = output.stderr.splitlines()[-1]
+    assert last.startswith(f"llava_arrow.errors.MixtureError: {tmp_path}/c/llava_mixture/big-")
+    assert last.endswith("cannot be written: [Errno 27] File too large")
+    assert not list((tmp_path / "c").rglob("dataset_info.json"))
+
+
+def test_builder_arguments_go_with_a_mixture_object(make_mixture: MakeMixture, folder: Path) -> None:
+    write_json(folder / "a.json", [{"id": i, "conversations": chat("q", "a")} for i in range(9)])
+    make_mixture({"name": "a", "json_path": "/mnt/a.json", "sampling_strategy": "random:3"})
+    loaded = Mixture.load(folder / "x.yaml", seed=7, path_map={"/mnt": str(folder)})
+    ids = [row["id"] for row in rows_of(stream("a", mixture=loaded, image_root="/elsewhere"))]
+    assert ids == [str(i) for i in sorted(np.random.RandomState(7).choice(9, 3, replace=False))]
+    changed = replace(loaded, entries=loaded.entries[:1] * 1, seed=8)
+    assert len(rows_of(stream("a", mixture=changed, seed=3))) == 3
+    by_hand = Mixture(entries=(replace(loaded.entries[0], min_size=5),), raw=loaded.raw, base_dir=loaded.base_dir)
+    with pytest.raises(ConfigError) as error:
+        stream("a", mixture=by_hand, seed=3)
+    assert error.value.message == (
+        "seed cannot be given with a Mixture whose entries were made or changed by hand: change the entries themselves "
+        "(dataclasses.replace)"
+    )
 
 
 def test_an_unknown_config_names_those_there_are() -> None:

@@ -465,6 +465,62 @@ def test_a_change_of_the_function_changes_the_fingerprint(
     assert fingerprint('row["text"]') == first
 
 
+MAIN = """
+import sys
+from llava_arrow import register_preprocess
+from prompts import WORDS
+import prompts_of
+
+PREFIX = {prefix!r}
+SET = frozenset({{"a", "b", "c"}})
+
+def helper(text):
+    return PREFIX + text{suffix}
+
+@register_preprocess("main_function", fills={{}})
+def main_function(row):
+    assert "aa" not in {{"x", "y", "z"}} and "q" not in SET
+    return {{"conversations": [{{"from": "human", "value": helper("q") + WORDS["w"]}}, {{"from": "gpt", "value": prompts_of.answer()}}]}}
+
+from llava_arrow.preprocess.provenance import code_fingerprint
+print(code_fingerprint(main_function))
+"""
+
+
+def test_what_a_function_of_the_main_program_uses_counts(tmp_path: Path) -> None:
+    def fingerprint(
+        prefix: str = "p", suffix: str = "", words: str = "{'w': 1}", answer: str = "'a'", seed: str = "1"
+    ) -> str:
+        (tmp_path / "prompts.py").write_text(f"WORDS = {words}\n")
+        (tmp_path / "prompts_of.py").write_text(f"from prompts import WORDS\ndef answer(): return {answer}\n")
+        (tmp_path / "main.py").write_text(MAIN.format(prefix=prefix, suffix=suffix))
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, str(tmp_path / "main.py")]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    first = fingerprint()
+    assert first == fingerprint(seed="2"), "another process, another digest"
+    changed = [
+        fingerprint(prefix="r"),
+        fingerprint(suffix=" + 'x'"),
+        fingerprint(words="{'w': 2}"),
+        fingerprint(answer="'b'"),
+    ]
+    assert len({first, *changed}) == 5
+
+
+def test_a_constant_imported_into_the_functions_module_counts(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("from prompts import WORD\ndef function(row): return WORD\n")
+
+    def fingerprint(word: str) -> str:
+        (tmp_path / "prompts.py").write_text(f"WORD = {word!r}\n")
+        code = "import own; from llava_arrow.preprocess.provenance import code_fingerprint; print(code_fingerprint(own.function))"
+        command = [sys.executable, "-B", "-c", code]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    assert fingerprint("one") != fingerprint("two")
+
+
 def test_a_function_with_open_ended_options_is_refused() -> None:
     def greedy(row: Any, **options: Any) -> None: ...
 

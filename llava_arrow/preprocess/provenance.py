@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import inspect
+import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -14,66 +17,118 @@ from typing import Any
 __all__ = ["code_fingerprint"]
 
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def code_fingerprint(function: Callable[..., Any]) -> str:
-    """Hex digest over the source files of the function's module and of the modules whose functions, classes or names
-    it uses.
+    """Hex digest over the source files of the function's module and of the modules that it imports.
 
-    Followed are modules of the same top-level package and modules outside the installation (a user's own files); a
-    function without a file (typed into a notebook) counts with its byte code, defaults and closure.
+    Followed are modules of the same top-level package and modules outside the installation (a user's own files). A
+    function of the main program, or typed into a notebook, counts with its byte code, defaults and closure, and with
+    the functions, constants and modules that its code names.
     """
     function = inspect.unwrap(function)
-    digest = sha256()
     files: dict[str, bytes] = {}
-    module = inspect.getmodule(function)
-    if module is not None and getattr(module, "__file__", None) and module.__name__ != "__main__":
-        _collect(module, module.__name__.partition(".")[0], files)
-    if not files:
-        _digest_function(function, digest.update)
+    parts: dict[str, str] = {}
+    _collect_function(function, files, parts)
+    digest = sha256()
     for name in sorted(files):
         digest.update(name.encode() + b"\0" + files[name])
+    for name in sorted(parts):
+        digest.update(f"{name}\0{parts[name]}".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
-def _collect(module: ModuleType, package: str, files: dict[str, bytes]) -> None:
+def _collect_function(function: Any, files: dict[str, bytes], parts: dict[str, str]) -> None:
+    module = inspect.getmodule(function)
+    if module is not None and getattr(module, "__file__", None) and module.__name__ != "__main__":
+        _collect_module(module, module.__name__.partition(".")[0], files)
+    code = getattr(function, "__code__", None)
+    if code is None or (module is not None and module.__name__ in files) or function.__qualname__ in parts:
+        return
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    defaults = (function.__defaults__, function.__kwdefaults__)
+    parts[function.__qualname__] = " ".join([*_code_parts(code), _stable(defaults), *map(_stable, cells)])
+    for name in _names_of(code):
+        if name in function.__globals__:
+            _collect_value(name, function.__globals__[name], files, parts)
+    for cell in cells:
+        if isinstance(cell, FunctionType):
+            _collect_function(cell, files, parts)
+
+
+def _collect_value(name: str, value: Any, files: dict[str, bytes], parts: dict[str, str]) -> None:
+    """What a function's code names, by what it is."""
+    if isinstance(value, ModuleType):
+        if not _is_installed(value):
+            _collect_module(value, value.__name__.partition(".")[0], files)
+    elif isinstance(value, FunctionType):
+        if not _is_installed(sys.modules.get(value.__module__)):
+            _collect_function(inspect.unwrap(value), files, parts)
+    elif isinstance(value, type):
+        if value.__module__ == "__main__":
+            for method in vars(value).values():
+                if isinstance(method, FunctionType):
+                    _collect_function(method, files, parts)
+        elif not _is_installed(sys.modules.get(value.__module__)):
+            _collect_function(value, files, parts)
+    else:
+        parts[f"={name}"] = _stable(value)
+
+
+def _is_installed(module: ModuleType | None) -> bool:
+    path = getattr(module, "__file__", None)
+    if module is None or path is None:
+        return module is None or module.__name__ != "__main__"
+    return str(path).startswith(_INSTALLED)
+
+
+def _collect_module(module: ModuleType, package: str, files: dict[str, bytes]) -> None:
     path = getattr(module, "__file__", None)
     if path is None or module.__name__ in files or not path.endswith(".py"):
         return
     files[module.__name__] = Path(path).read_bytes()
-    for used in _modules_used(module):
-        own = used.__name__.partition(".")[0] == package
-        if own or not str(getattr(used, "__file__", None) or _INSTALLED[0]).startswith(_INSTALLED):
-            _collect(used, package, files)
+    for used in _imported_modules(module, files[module.__name__]):
+        if used.__name__.partition(".")[0] == package or not _is_installed(used):
+            _collect_module(used, package, files)
 
 
-def _modules_used(module: ModuleType) -> Iterator[ModuleType]:
-    for value in list(vars(module).values()):
-        if isinstance(value, ModuleType):
-            yield value
-        elif isinstance(value, (FunctionType, type)):
-            used = sys.modules.get(value.__module__)
-            if used is not None and used is not module:
-                yield used
+def _imported_modules(module: ModuleType, source: bytes) -> Iterator[ModuleType]:
+    """The loaded modules that import statements of the source name, wherever they stand in it."""
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            relative = "." * node.level + (node.module or "")
+            base = importlib.util.resolve_name(relative, module.__package__) if node.level else relative
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        yield from (sys.modules[name] for name in names if name in sys.modules)
 
 
-def _digest_function(function: Callable[..., Any], update: Callable[[bytes], None]) -> None:
-    code = getattr(function, "__code__", None)
-    if code is None:
-        update(repr(function).encode())
-        return
-    for part in _code_parts(code):
-        update(part)
-    update(repr((getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None))).encode())
-    for cell in getattr(function, "__closure__", None) or ():
-        update(repr(cell.cell_contents).encode())
+def _names_of(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_of(constant)
 
 
-def _code_parts(code: CodeType) -> Iterator[bytes]:
-    yield code.co_code
-    yield repr(code.co_names).encode()
+def _code_parts(code: CodeType) -> Iterator[str]:
+    yield code.co_code.hex()
+    yield repr(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _code_parts(constant)
         else:
-            yield repr(constant).encode()
+            yield _stable(constant)
+
+
+def _stable(value: Any) -> str:
+    """A `repr` that is the same in every process: sets sorted, no addresses."""
+    if isinstance(value, (set, frozenset)):
+        return "{" + ", ".join(sorted(map(_stable, value))) + "}"
+    if isinstance(value, (list, tuple)):
+        return "(" + ", ".join(map(_stable, value)) + ")"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_stable(key)}: {_stable(item)}" for key, item in value.items()) + "}"
+    return _ADDRESS.sub("", repr(value))

@@ -148,18 +148,18 @@ def stem_of(file: DataFile) -> str:
 
 
 def _describe(path: str, folder: str, entry: Entry) -> DataFile:
-    kind, compression = detect_format(path)
-    if kind is None:
-        raise SourceError(
-            f"{entry.label}: {path!r} is of no known format: {', '.join(FORMATS)}; {', '.join(_MAY_BE_COMPRESSED)} "
-            f"also with .gz or .zst"
-        )
     try:
         size, mark = _stat(path)
     except FileNotFoundError as error:
         raise SourceError(f"{entry.label}: the data file {path!r} does not exist{_nearest(path)}") from error
     except OSError as error:
         raise SourceError(f"{entry.label}: the data file {path!r} cannot be read: {error}") from error
+    kind, compression = detect_format(path)
+    if kind is None:
+        raise SourceError(
+            f"{entry.label}: {path!r} is of no known format: {', '.join(FORMATS)}; {', '.join(_MAY_BE_COMPRESSED)} "
+            f"also with .gz or .zst"
+        )
     if size == 0:
         raise SourceError(f"{entry.label}: the data file {path!r} is empty (0 bytes)")
     if kind == "json" and _has_record_per_line(path, compression):
