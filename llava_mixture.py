@@ -191,14 +191,15 @@ class LlavaMixture(datasets.GeneratorBasedBuilder):
             for name in os.listdir(self._output_dir):
                 path = os.path.join(self._output_dir, name)
                 shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+        data = self._data
         if kwargs.get("file_format") == "parquet":  # else `datasets` would embed files that nobody has looked at
-            self._data = replace(self._data, embed_images=True)
+            self._data = replace(data, embed_images=True)
         with tempfile.TemporaryDirectory(dir=self._output_dir if is_local else None) as self._tally_dir:
             try:
                 super()._download_and_prepare(dl_manager, verification_mode, **kwargs)
                 tallies = read_tallies(self._tally_dir, self._unread)
             finally:
-                self._tally_dir = None
+                self._tally_dir, self._data = None, data
         report = self._data.check_report(tallies)
         with self._fs.open(f"{self._output_dir}/ledger.jsonl", "w", encoding="utf-8") as file:
             write_ledger(tallies, file)

@@ -105,14 +105,18 @@ def ls(mixture: str, as_json: bool, **options: Any) -> None:
 @main.command()
 @_mixture_options
 @_cache_option
-def validate(mixture: str, cache_dir: str | None, **options: Any) -> None:
+@_json_option
+def validate(mixture: str, cache_dir: str | None, as_json: bool, **options: Any) -> None:
     """Check the file, all data files and their columns; say everything that is wrong at once."""
     cache = PlanCache(cache_dir)
     loaded = validate_mixture(mixture, cache=cache, progress=_progress("checking"), **_overrides(options))
     _clear_progress()
+    if as_json:
+        _print_json({"path": loaded.path, "entries": len(loaded.entries), "notes": loaded.notes})
+        return
     _print_notes(loaded)
-    num_files = "1 entry" if len(loaded.entries) == 1 else f"{len(loaded.entries)} entries"
-    click.echo(f"{loaded.path}: {num_files}, no mistakes")
+    num_entries = "1 entry" if len(loaded.entries) == 1 else f"{len(loaded.entries)} entries"
+    click.echo(f"{loaded.path}: {num_entries}, no mistakes")
 
 
 @main.command()

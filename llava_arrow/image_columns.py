@@ -103,8 +103,8 @@ def _one_each(items: pa.StructArray, lengths: npt.NDArray[np.int32]) -> pa.Struc
 def images_from_arrow(
     array: pa.Array, kind: str, column: str, resolve: ImageResolver
 ) -> tuple[pa.Array, dict[int, MixtureError]]:
-    """As `images_to_arrow`, from a column of a data file. Embedded bytes are passed on without becoming Python
-    objects.
+    """As `images_to_arrow`, from a column of a data file. Embedded bytes of
+    single images are passed on without becoming Python objects.
     """
     if pa.types.is_null(array.type):
         return images_to_arrow([None] * len(array), kind, column, resolve)
@@ -124,7 +124,7 @@ def images_from_arrow(
     is_embedded = data.null_count == items.null_count  # every image that is there brings its bytes
     if is_embedded and pc.any(pc.equal(pc.binary_length(data), 0)).as_py():
         return images_to_arrow(array.to_pylist(), kind, column, resolve)
-    if not is_embedded or is_list != (kind == "many") or is_list:
+    if not is_embedded or is_list or kind == "many":
         return images_to_arrow(array.to_pylist(), kind, column, resolve)
     paths = items.field("path").cast(pa.string())
     return pa.StructArray.from_arrays([data, paths], fields=list(IMAGE_TYPE), mask=items.is_null()), {}

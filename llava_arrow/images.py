@@ -95,6 +95,13 @@ def _fetch(path: str) -> bytes:
     return with_retries(lambda: bytes(fs.cat_file(inner)), path)
 
 
+def is_network_error(error: Exception) -> bool:
+    """Whether it is worth another attempt: what the system, a timeout, or an HTTP client raises."""
+    clients = ("aiohttp", "botocore", "httpx")
+    is_http = any(base.__module__.partition(".")[0] in clients for base in type(error).__mro__)
+    return is_http or isinstance(error, (OSError, TimeoutError))
+
+
 def with_retries(call: Callable[[], bytes], path: str) -> bytes:
     """`call()`, tried again a few times after network errors, with growing waits that differ from process to
     process.
@@ -106,7 +113,9 @@ def with_retries(call: Callable[[], bytes], path: str) -> bytes:
             raise ImageError(f"{path} does not exist", code="image_missing") from error
         except PermissionError as error:
             raise ImageError(f"{path} may not be read: {error}", code="image_unreadable") from error
-        except (OSError, TimeoutError) as error:
+        except Exception as error:
+            if not is_network_error(error):
+                raise
             if attempt == NUM_ATTEMPTS - 1:
                 raise ImageError(
                     f"{path} cannot be read after {NUM_ATTEMPTS} attempts: {error}", code="image_unreadable"

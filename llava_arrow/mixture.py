@@ -57,6 +57,15 @@ class Mixture:
     base_dir: str = field(default="", repr=False, compare=False)
     overrides: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        names = [entry.config_name for entry in self.entries]
+        wrong = [name for i, name in enumerate(names) if name in (MIXTURE_CONFIG, *names[:i])]
+        if wrong:
+            why = "is reserved for all entries together" if wrong[0] == MIXTURE_CONFIG else "is given twice"
+            raise ConfigError(f"{self.path or 'mixture'}: the config name {wrong[0]!r} {why}")
+        numbered = tuple(replace(entry, index=index) for index, entry in enumerate(self.entries))
+        object.__setattr__(self, "entries", numbered)
+
     @classmethod
     def load(cls, spec: Mixture | str | os.PathLike[str] | None = None, **overrides: Any) -> Mixture:
         """A mixture from itself, a path (relative to the working directory) or the name of a file in

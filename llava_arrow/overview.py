@@ -19,6 +19,7 @@ from llava_arrow.plan_cache import PlanCache
 from llava_arrow.sources import RECORD, ROW
 from llava_arrow.sources.columns import layout_of
 from llava_arrow.sources.files import data_files
+from llava_arrow.sources.records import DECODE_ERRORS
 
 __all__ = ["EntryCounts", "count_entry", "group_shares", "preview_entry", "validate_mixture"]
 
@@ -120,5 +121,7 @@ def _readable(row: dict[str, Any]) -> dict[str, Any]:
     text = row.get(RECORD)
     if text is None:
         return {column: value for column, value in row.items() if column != ROW}
-    record: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
-    return record
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except DECODE_ERRORS:
+        return {"text": text.decode("utf-8", "replace")}

@@ -13,6 +13,7 @@ from llava_arrow.errors import ConfigError, ImageError
 
 __all__ = ["ImageResolver", "expand_variables", "is_url", "map_prefix", "resolve_path"]
 
+MAX_FOLDERS = 100_000
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -67,6 +68,9 @@ class ImageResolver:
         self._root = image_root.rstrip("/") or "/"
         self._path_map = path_map
         self._stores = image_stores
+        # A root that was mapped when the mixture was read is not mapped again.
+        news = [new.rstrip("/") for new in path_map.values()]
+        self._map_relative = not any(self._root == new or self._root.startswith(new + "/") for new in news)
         self._folders: dict[str, str] = {}
 
     def __call__(self, reference: str) -> str:
@@ -81,6 +85,8 @@ class ImageResolver:
         resolved = self._resolve(reference)
         may_be_mapped = any(old.startswith(self._joined(folder)) for old in self._path_map)
         if not self._stores and not may_be_mapped:  # else the file itself may be named, so its folder says nothing
+            if len(self._folders) >= MAX_FOLDERS:  # a folder per image would make memory grow with the file
+                self._folders.clear()
             self._folders[folder] = resolved[: len(resolved) - len(name)]
         return resolved
 
@@ -109,7 +115,9 @@ class ImageResolver:
                     code="image_outside_root",
                 )
             reference = posixpath.join(self._root, inner)
-        reference = map_prefix(reference, self._path_map)
+            reference = map_prefix(reference, self._path_map) if self._map_relative else reference
+        else:
+            reference = map_prefix(reference, self._path_map)
         scheme, found, key = reference.partition("://")
         if found and scheme in self._stores:
             return self._stores[scheme].replace("{key}", key)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from llava_arrow.column_types import Layout
-from llava_arrow.entry import Entry, image_root_of
+from llava_arrow.entry import DEFAULT_AES_CUTOFF, Entry, image_root_of
 from llava_arrow.errors import MixtureError, SchemaError
 from llava_arrow.images import embed
 from llava_arrow.ledger import LedgerLine, Tally
@@ -22,7 +22,7 @@ from llava_arrow.randomness import file_key, row_keys
 from llava_arrow.schema import assemble, widen, without
 from llava_arrow.select import filter_mask
 from llava_arrow.shards import Shard
-from llava_arrow.sources import ROW
+from llava_arrow.sources import MAX_BATCH_ROWS, ROW
 from llava_arrow.sources.columns import read_spec
 from llava_arrow.sources.files import stem_of
 from llava_arrow.sources.formats import columns_of
@@ -30,6 +30,9 @@ from llava_arrow.sources.formats import columns_of
 __all__ = ["iter_tables", "preview_rows"]
 
 logger = logging.getLogger(__name__)
+
+MAX_EMBEDDED_ROWS = 64
+"""Samples of a table with embedded images."""
 
 
 def iter_tables(
@@ -55,9 +58,16 @@ def iter_tables(
     account = tally if tally is not None else Tally()
     stage = _Stage(shard, layout, target or layout, embed_images, account)
     for table in _kept_rows(shard, account):
-        samples = stage.deliver(table)
-        if samples.num_rows:
-            yield samples
+        for start in range(0, table.num_rows, stage.rows_at_once):
+            samples = stage.deliver(table.slice(start, stage.rows_at_once))
+            if samples.num_rows:
+                yield samples
+    num_by_default = account.filtered["aes_cutoff"] if shard.entry.aes_cutoff == "default" else 0
+    if num_by_default and tally is None:
+        logger.warning(
+            "%s: the default aes_cutoff of %g removed %d rows: say aes_cutoff in the entry, null for none",
+            shard.file.path, DEFAULT_AES_CUTOFF, num_by_default,
+        )  # fmt: skip
     if account.ledger and tally is None:
         first = account.ledger[0]
         logger.warning(
@@ -135,6 +145,9 @@ class _Stage:
         is_plain = self.entry.preprocess is None and columns_of(self.file) is None
         self.plain = plain_records(self.entry, layout, self.id_column) if is_plain else None
         self.key = file_key(seed=self.entry.seed, config_name=self.entry.config_name, file=self.file.key)
+        # Copies and embedded images are what a row grows to; tables stay small all the same.
+        num_copies = self.entry.sampling_strategy.num_copies
+        self.rows_at_once = max(1, (MAX_EMBEDDED_ROWS if embed_images else MAX_BATCH_ROWS) // num_copies)
         self.stem = stem_of(self.file)
         self.image_root = image_root_of(self.entry, self.file.path)
         self.resolve = ImageResolver(
@@ -187,7 +200,7 @@ class _Stage:
         prefix = f"{self.entry.config_name}-{self.stem}-"
         kept = rows[samples.positions].tolist()
         given = _listed(samples.columns.get("id"), len(kept))
-        ids = [f"{prefix}{row:09d}" if own is None else own for own, row in zip(given, kept, strict=True)]
+        ids = [f"{prefix}{row:09d}" if own in (None, "") else own for own, row in zip(given, kept, strict=True)]
         for i, own in enumerate(ids):
             if type(own) is not str:
                 ids[i] = self._id_text(own, int(samples.positions[i]), samples.wrong)

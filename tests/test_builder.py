@@ -21,6 +21,8 @@ from datasets.distributed import split_dataset_by_node
 
 import llava_mixture
 from llava_arrow import ConfigError, Mixture, MixtureError, PreprocessError, SchemaError
+from llava_arrow.config_data import ConfigData
+from llava_arrow.plan_cache import PlanCache
 from llava_arrow.shards import join_neighbours
 from llava_mixture import LlavaMixture
 from tests.conftest import MakeMixture, captions, chat, write_json, write_table
@@ -323,6 +325,35 @@ def test_a_stream_says_what_it_leaves_out(
         f"{folder}/a.json: 1 rows were left out (on_error: skip), the first: row 0, empty_conversation: the conversation is "
         "empty: it needs a human turn and an answer"
     ]
+
+
+def test_a_stream_says_what_the_default_cutoff_removes(
+    folder: Path, make_mixture: MakeMixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_table(folder / "a.parquet", captions(3, fltLaionAesthScore=[4.0, 6.0, 4.5]))
+    entry = {"json_path": "a.parquet", **T2I}
+    mixture = make_mixture({"name": "a", **entry}, {"name": "b", "aes_cutoff": 5, **entry})
+    assert len(rows_of(stream("b", mixture=mixture))) == 1
+    assert caplog.messages == []
+    assert len(rows_of(stream("a", mixture=mixture))) == 1
+    assert caplog.messages == [
+        f"{folder}/a.parquet: the default aes_cutoff of 5 removed 2 rows: say aes_cutoff in the entry, null for none"
+    ]
+
+
+def test_tables_stay_small_with_copies_and_embedded_images(
+    folder: Path, make_mixture: MakeMixture, cache: PlanCache
+) -> None:
+    (folder / "a.gif").write_bytes(b"GIF89a......")
+    rows = [{"id": i, "image": "a.gif", "conversations": chat("<image>q", "a")} for i in range(300)]
+    write_json(folder / "a.json", rows)
+    mixture = make_mixture(
+        {"name": "a", "json_path": "a.json"}, {"name": "b", "json_path": "a.json", "sampling_strategy": "dup:400"}
+    )
+    for name, embed_images, largest, total in (("a", True, 64, 300), ("b", False, 16_384, 120_000)):
+        data = ConfigData.open(mixture, name, cache=cache, embed_images=embed_images)
+        sizes = [table.num_rows for shard in data.plan(num_shards=1, cache=cache)[0] for table in data.tables(shard)]
+        assert (max(sizes) <= largest, sum(sizes)) == (True, total)
 
 
 def test_an_entry_of_which_every_row_fails_is_an_error(

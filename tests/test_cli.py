@@ -50,6 +50,11 @@ def test_validate_says_all_mistakes_of_the_file_and_of_the_data_at_once(folder: 
     assert (result.stdout, result.exit_code) == ("", 1)
 
 
+def test_validate_for_machines() -> None:
+    shown = json.loads(run("validate", "default", "--json").stdout)
+    assert (shown["entries"], shown["notes"]) == (6, [])
+
+
 def test_validate_of_what_is_right(folder: Path, make_mixture: MakeMixture) -> None:
     write_json(folder / "c.json", [{"conversations": chat("q", "a")}])
     make_mixture({"name": "a", "json_path": "c.json"}, weights={"gone": 3})
@@ -119,6 +124,7 @@ def test_preview_shows_the_row_before_and_the_sample_after() -> None:
         "  gpt: Sure <image_gen>",
         "pad_image_gen  true",
         "reweight       false",
+        "pixel_diff     false",
         "",
     ]
 
@@ -132,6 +138,13 @@ def test_preview_of_every_entry_and_more_rows() -> None:
         "long-captions-captions-000000001", "long-captions-captions-000000001-dup1",
     ]  # fmt: skip
     assert pairs["embedded"][0]["samples"][0]["image"] == "<clock.jpg: JPEG, 400 × 300>"
+
+
+def test_preview_of_a_record_that_is_none(folder: Path, make_mixture: MakeMixture) -> None:
+    write_json(folder / "c.json", [5, {"conversations": chat("q", "a")}])
+    make_mixture({"name": "a", "json_path": "c.json", "on_error": "skip"})
+    result = run("preview", folder / "x.yaml", "--cache-dir", folder / "c", "--json")
+    assert json.loads(result.stdout)["a"] == [{"row": {"text": "5"}, "samples": []}]
 
 
 def test_images_are_described_whatever_they_are(tmp_path: Path) -> None:

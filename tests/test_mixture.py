@@ -296,6 +296,25 @@ def test_image_references_are_resolved() -> None:
     ]
 
 
+def test_a_path_is_mapped_once() -> None:
+    under = {"/data": "/data/v2"}
+    mapped_root = map_prefix("/data/images", under)
+    resolve = ImageResolver(image_root=mapped_root, path_map=under, image_stores={})
+    assert resolve.many(["x.jpg", "/data/y.jpg"]) == ["/data/v2/images/x.jpg", "/data/v2/y.jpg"]
+
+
+def test_a_mixture_made_by_hand_is_numbered_and_checked() -> None:
+    entries = (Entry(name="a", json_path=("a.json",)), Entry(name="b", json_path=("b.json",)))
+    assert [entry.index for entry in Mixture(entries=entries).entries] == [0, 1]
+    for names, message in (
+        (("a", "a"), "mixture: the config name 'a' is given twice"),
+        (("a", "mixture"), "mixture: the config name 'mixture' is reserved for all entries together"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            Mixture(entries=tuple(Entry(name=name, json_path=("a.json",)) for name in names))
+        assert error.value.message == message
+
+
 def test_a_merge_key_is_no_repeated_key(tmp_path: Path) -> None:
     text = "datasets:\n  - &one {name: a, json_path: a.json}\n  - {<<: *one, name: b}\n"
     (tmp_path / "x.yaml").write_text(text)

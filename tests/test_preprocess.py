@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -215,7 +216,7 @@ EDIT = {
 @pytest.mark.parametrize("source", ["a.png", ["a.png"]])
 def test_edits(source: Any, one: One) -> None:
     row = {"input_prompt": "Make it blue.", "input_image": source, "output_image": "b.png"}
-    assert one("process_sharegpt_4o_edit", row) == EDIT
+    assert one("process_sharegpt_4o_edit", row) == EDIT | {"pixel_diff": False}
     row = {"instruction": "Make it blue.", "input_paths": source, "output_paths": "b.png", "hpsv2": 0.5}
     assert one("process_gpt_edit", row) == EDIT | {"pixel_diff": False, "hpsv2": [0.5]}
     row = {"text": "Make it blue.", "local_input_image": source, "local_output_image": "b.png"}
@@ -519,6 +520,61 @@ def test_a_constant_imported_into_the_functions_module_counts(tmp_path: Path) ->
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
 
     assert fingerprint("one") != fingerprint("two")
+
+
+@register_preprocess("test_lambda", fills=lambda options: {"image": "one"}, reads=lambda options: ("file",))
+def with_lambdas(row: Any) -> Any:
+    return {"id": "own", "image": row["file"], "conversations": chat("<image>q", "a")}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "json"])
+def test_shards_pickle_and_a_function_may_give_the_id(
+    kind: str, folder: Path, make_mixture: MakeMixture, cache: PlanCache
+) -> None:
+    write_table(folder / "a.parquet", {"id": ["row"], "file": ["1.jpg"]})
+    write_json(folder / "a.json", [{"id": "row", "file": "1.jpg"}])
+    entry = {"name": "a", "json_path": f"a.{kind}", "preprocess_fn": "test_lambda"}
+    data = ConfigData.open(make_mixture(entry), "a", cache=cache)
+    shards = pickle.loads(pickle.dumps(data.plan(num_shards=1, cache=cache)[0]))
+    (table,) = data.tables(shards[0])
+    assert table.column("id").to_pylist() == ["own"]
+
+
+@register_preprocess("test_reads_nothing", fills={}, reads=lambda options: ())
+def reads_nothing(row: Any) -> Any:
+    return {"conversations": chat("q", "a")}
+
+
+def test_a_function_may_read_nothing(folder: Path, make_mixture: MakeMixture, cache: PlanCache) -> None:
+    write_table(folder / "a.parquet", {"n": [1, 2, 3]})
+    mixture = make_mixture({"name": "a", "json_path": "a.parquet", "preprocess_fn": "test_reads_nothing"})
+    assert len(samples_of(mixture, "a", cache)[0]) == 3
+
+
+def test_scores_in_csv_are_numbers(folder: Path, make_mixture: MakeMixture, cache: PlanCache) -> None:
+    (folder / "a.csv").write_text(
+        "s3_path,caption,grounding_text,fltLaionAesthScore,hpsv2\n1.jpg,c,g,5.5,\n2.jpg,c,g,high,1\n"
+    )
+    for name in (LOC, "preproces_text_to_image_generation_s3"):
+        mixture = make_mixture({"name": "a", "json_path": "a.csv", "preprocess_fn": name, "on_error": "skip"})
+        (sample,), tally = samples_of(mixture, "a", cache)
+        assert (sample["gen_score"], sample["hpsv2"], [line.row for line in tally.ledger]) == ([5.5], None, [1])
+
+
+def test_a_module_imported_inside_the_function_counts_loaded_or_not(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def function(row):\n    import inner\n    return inner.WORD\n")
+
+    def fingerprints(word: str) -> list[str]:
+        (tmp_path / "inner.py").write_text(f"WORD = {word!r}\n")
+        code = (
+            "import own; from llava_arrow.preprocess.provenance import code_fingerprint as f\n"
+            "print(f(own.function)); own.function(0); print(f(own.function))"
+        )
+        command = [sys.executable, "-B", "-c", code]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()
+
+    (one, again), (two, _) = fingerprints("one"), fingerprints("two")
+    assert one == again != two
 
 
 def test_a_function_with_open_ended_options_is_refused() -> None:

@@ -123,7 +123,7 @@ def _from_records(
         columns, kept = _call_each(bound, rows, keys[positions], layout, wrong, positions)
     rows, positions = [rows[i] for i in kept.tolist()], positions[kept]
     columns.setdefault("data_source", [row.get("data_source") for row in rows])
-    columns["id"] = [row.get(id_column) for row in rows] if id_column else [None] * len(rows)
+    columns.setdefault("id", [row.get(id_column) for row in rows] if id_column else [None] * len(rows))
     return Samples({"conversations": [], **columns}, positions, wrong)
 
 

@@ -107,9 +107,12 @@ def optional_score(row: Row, column: str) -> list[float] | None:
     value = row.get(column)
     if value is None:
         return None
-    if not isinstance(value, (int, float)):
-        raise PreprocessError(f"{column!r} must be a number, got {value!r}", code=f"type_{column}")
-    return [float(value)]
+    try:
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):  # CSV holds numbers as text
+            return [float(value)]
+    except ValueError:
+        pass
+    raise PreprocessError(f"{column!r} must be a number, got {value!r}", code=f"type_{column}")
 
 
 def image_list(row: Row, column: str, prefix: str | None, *, what: str) -> list[Any]:

@@ -46,16 +46,12 @@ OTHER_PLAN = "Objects to edit, and where:"
 _EDIT = {"image": "many", "image_gen_enc": "many", "image_gen": "one", "pad_image_gen": "bool"}
 
 
-def _flag_fills(options: dict[str, Any]) -> dict[str, str]:
-    return {**_EDIT, "reweight": "bool"}
-
-
-def _scored_fills(options: dict[str, Any]) -> dict[str, str]:
-    return {**_EDIT, "reweight": "bool", "pixel_diff": "bool", "hpsv2": "list<float32>"}
+_FLAGS = {**_EDIT, "reweight": "bool", "pixel_diff": "bool"}
+_SCORED = {**_FLAGS, "hpsv2": "list<float32>"}
 
 
 def _planned_fills(options: dict[str, Any]) -> dict[str, str]:
-    fills = {**_scored_fills(options), "do_not_mask_text": "bool"}
+    fills = {**_SCORED, "do_not_mask_text": "bool"}
     if options["plan_only"]:
         del fills["image_gen"], fills["do_not_mask_text"]
     return fills
@@ -96,7 +92,7 @@ def _reads_sharegpt(options: dict[str, Any]) -> tuple[str, ...]:
 
 
 @register_preprocess(
-    "process_sharegpt_4o_edit", fills=_flag_fills, reads=_reads_sharegpt, check=_check, uncounted=_uncounted
+    "process_sharegpt_4o_edit", fills=_FLAGS, reads=_reads_sharegpt, check=_check, uncounted=_uncounted
 )
 def sharegpt_4o_edit(
     row: Row,
@@ -105,6 +101,7 @@ def sharegpt_4o_edit(
     no_template: bool = False,
     reweight: bool = False,
     t2i: bool = False,
+    pixel_diff: bool = False,
     micro: str = "",
     prompt: str = PROMPT,
     answer: str = ANSWER,
@@ -115,23 +112,21 @@ def sharegpt_4o_edit(
         s3_prefix: joined to every path.
         no_template: no `<image> <image_gen_enc> ` before the instruction; the sources' placeholders are then not
             counted.
-        reweight: value of the column `reweight`.
+        reweight, pixel_diff: values of the columns of that name.
         t2i: append the `micro` template (LaViDa-O's is ` [[micro_conds_texts]]`).
         prompt, answer: fields {sources}, {instruction}, {micro}; none.
     """
     sources = image_list(row, "input_image", s3_prefix, what="a source image is")
     instruction = text_of(row, "input_prompt")
     human = _human(prompt, sources, instruction, no_template=no_template, t2i=t2i, micro=micro)
-    return _edit(row, sources, human, answer, "output_image", s3_prefix, reweight=reweight)
+    return _edit(row, sources, human, answer, "output_image", s3_prefix, reweight=reweight, pixel_diff=pixel_diff)
 
 
 def _reads_gpt_edit(options: dict[str, Any]) -> tuple[str, ...]:
     return ("instruction", "input_paths", "output_paths", "hpsv2?")
 
 
-@register_preprocess(
-    "process_gpt_edit", fills=_scored_fills, reads=_reads_gpt_edit, check=_check, uncounted=_uncounted
-)
+@register_preprocess("process_gpt_edit", fills=_SCORED, reads=_reads_gpt_edit, check=_check, uncounted=_uncounted)
 def gpt_edit(
     row: Row,
     *,
@@ -160,7 +155,7 @@ def _reads_pica(options: dict[str, Any]) -> tuple[str, ...]:
     return ("text", "local_input_image", "local_output_image", "hpsv2?")
 
 
-@register_preprocess("process_pica_banana", fills=_scored_fills, reads=_reads_pica, check=_check, uncounted=_uncounted)
+@register_preprocess("process_pica_banana", fills=_SCORED, reads=_reads_pica, check=_check, uncounted=_uncounted)
 def pica_banana(
     row: Row,
     *,
@@ -227,35 +222,33 @@ def gpt_edit_with_layout(
     return _edit(row, sources, human, gpt, None if plan_only else "output_paths", s3_prefix, **columns)
 
 
-def _metaquery_fills(options: dict[str, Any]) -> dict[str, str]:
-    return dict(_EDIT)
-
-
 def _reads_metaquery(options: dict[str, Any]) -> tuple[str, ...]:
     return ("source_images_paths", "tgt_path", "dir_name", "prompt")
 
 
-def _check_metaquery(options: dict[str, Any]) -> str | None:
-    return template_complaint(options, prompt=("sources", "instruction"), answer=())
-
-
-@register_preprocess("process_metaquery", fills=_metaquery_fills, reads=_reads_metaquery, check=_check_metaquery)
+@register_preprocess("process_metaquery", fills=_FLAGS, reads=_reads_metaquery, check=_check, uncounted=_uncounted)
 def metaquery(
     row: Row,
     *,
     s3_prefix: str | None = None,
-    prompt: str = "{sources}{instruction}",
+    no_template: bool = False,
+    reweight: bool = False,
+    t2i: bool = False,
+    pixel_diff: bool = False,
+    micro: str = "",
+    prompt: str = PROMPT,
     answer: str = ANSWER,
 ) -> dict[str, Any]:
-    """`source_images_paths`, `tgt_path` (both below `dir_name`) and `prompt` → an edit.
+    """`source_images_paths`, `tgt_path` (both below `dir_name`) and `prompt` → an edit; options as
+    `process_sharegpt_4o_edit`.
 
     {"dir_name": "d1", "source_images_paths": ["a.png"], "tgt_path": "t.png", "prompt": "At night."}
         ↓  image ["d1/a.png"], image_gen "d1/t.png"
     """
     folder = join_prefix(s3_prefix, text_of(row, "dir_name"))
     sources = image_list(row, "source_images_paths", folder, what="a source image is")
-    human = fill(prompt, sources=SOURCE * len(sources), instruction=text_of(row, "prompt"))
-    return _edit(row, sources, human, answer, "tgt_path", folder)
+    human = _human(prompt, sources, text_of(row, "prompt"), no_template=no_template, t2i=t2i, micro=micro)
+    return _edit(row, sources, human, answer, "tgt_path", folder, reweight=reweight, pixel_diff=pixel_diff)
 
 
 def _uniworld_fills(options: dict[str, Any]) -> dict[str, str]:

@@ -85,25 +85,49 @@ def _is_installed(module: ModuleType | None) -> bool:
 
 def _collect_module(module: ModuleType, package: str, files: dict[str, bytes]) -> None:
     path = getattr(module, "__file__", None)
-    if path is None or module.__name__ in files or not path.endswith(".py"):
+    if path is not None:
+        _collect_file(module.__name__, str(path), module.__package__ or "", package, files)
+
+
+def _collect_file(name: str, path: str, parent: str, package: str, files: dict[str, bytes]) -> None:
+    """The source of one module, and of those that its import statements name, loaded or not."""
+    if name in files or not path.endswith(".py"):
         return
-    files[module.__name__] = Path(path).read_bytes()
-    for used in _imported_modules(module, files[module.__name__]):
-        if used.__name__.partition(".")[0] == package or not _is_installed(used):
-            _collect_module(used, package, files)
+    files[name] = Path(path).read_bytes()
+    for used in _imported_names(files[name], parent):
+        found = _find_source(used, package)
+        if found is not None:
+            _collect_file(used, found[0], found[1], package, files)
 
 
-def _imported_modules(module: ModuleType, source: bytes) -> Iterator[ModuleType]:
-    """The loaded modules that import statements of the source name, wherever they stand in it."""
+def _imported_names(source: bytes, parent: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
-        names: list[str] = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             relative = "." * node.level + (node.module or "")
-            base = importlib.util.resolve_name(relative, module.__package__) if node.level else relative
-            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        yield from (sys.modules[name] for name in names if name in sys.modules)
+            base = importlib.util.resolve_name(relative, parent) if node.level else relative
+            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
+
+
+def _find_source(name: str, package: str) -> tuple[str, str] | None:
+    """Path and parent package of a module of the same package or outside the installation; None for others."""
+    top = name.partition(".")[0]
+    if top != package and top in sys.modules and _is_installed(sys.modules[top]):
+        return None
+    module = sys.modules.get(name)
+    if module is not None:
+        path, parent = getattr(module, "__file__", None), module.__package__ or ""
+    else:
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, AttributeError, ValueError):
+            return None  # a name inside a module, not a module
+        if spec is None:
+            return None
+        path, parent = spec.origin, spec.parent or ""
+    is_own = path is not None and (top == package or not str(path).startswith(_INSTALLED))
+    return (str(path), parent) if is_own else None
 
 
 def _names_of(code: CodeType) -> Iterator[str]:

@@ -163,10 +163,20 @@ class BoundPreprocess:
             sorted(self.all_options.items(), key=lambda item: item[0])
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By name: what a decorator was given (lambdas, closures) need not survive the way to a worker process.
+        return (_rebind, (self.preprocess.function.__module__, self.name, self.options))
+
     def __call__(self, data: Any, rng: Draws | BatchDraws | None) -> Any:
         """The function on a row or a table, with the entry's options."""
         options = self.options if rng is None else {**self.options, "rng": rng}
         return self.preprocess.function(data, **options)
+
+
+def _rebind(module_name: str, name: str, options: dict[str, Any]) -> BoundPreprocess:
+    if name not in _registry:
+        importlib.import_module(module_name)
+    return BoundPreprocess(preprocess=_registry[name], options=options)
 
 
 def register_preprocess(

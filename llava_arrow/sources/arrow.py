@@ -80,7 +80,7 @@ def cut(file: DataFile, num_shards: int) -> list[Range]:
 def read(
     file: DataFile, part: Range, *, columns: Sequence[str] | None, filters: Sequence[RowFilter], on_bad_row: OnBadRow
 ) -> Iterator[pa.Table]:
-    """The rows of `part`; other batches are passed over without being read (the file is memory-mapped)."""
+    """The rows of `part`; batches before it are passed over, which costs nothing where they are not compressed."""
     schema, batches = _batches(file)
     names = list(columns) if columns is not None else schema.names
     position = 0

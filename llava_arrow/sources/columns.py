@@ -80,7 +80,7 @@ def read_spec(entry: Entry, file: DataFile) -> ReadSpec:
         _need(needed, offered, place, f"{entry.preprocess.name} needs")
         wanted = [c for c in (column.rstrip("?") for column in entry.preprocess.reads) if c in offered]
     return ReadSpec(
-        columns=tuple(dict.fromkeys([*wanted, *also, *compared])),
+        columns=tuple(dict.fromkeys([*wanted, *also, *compared])) or offered[:1],
         filters=filters,
         id_column=id_column,
         undeclared=undeclared,
@@ -169,6 +169,8 @@ def _one_or_many(by_file: Sequence[dict[str, pa.DataType] | None]) -> str:
 
 
 def _spell(kind: pa.DataType, column: str, entry: Entry) -> str:
+    if pa.types.is_dictionary(kind):
+        return _spell(kind.value_type, column, entry)
     if is_list_type(kind):
         return f"list<{_spell(kind.value_type, column, entry)}>"
     if kind == IMAGE_TYPE:

@@ -32,6 +32,8 @@ FORMATS = {
     ".feather": "arrow",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+MARKS = ("ETag", "etag", "blob_id", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created", "oid")
+"""What filesystems call that which changes with a file's content: S3, HTTP, the Hub, Google, memory."""
 _MAY_BE_COMPRESSED = ("csv", "tsv", "json", "jsonl")
 
 
@@ -50,6 +52,9 @@ def data_files(entry: Entry) -> list[DataFile]:
 
 def _expand(path: str, entry: Entry) -> list[tuple[str, str]]:
     """(file, folder that its key is relative to)."""
+    path = path.removeprefix("file://")
+    if "::" in path:
+        raise SourceError(f"{entry.label}: chained URLs are not supported: {path!r}")
     if is_url(path):
         return _expand_url(path, entry)
     if os.path.isdir(path):
@@ -192,14 +197,14 @@ def _stat(path: str) -> tuple[int, str]:
         return status.st_size, str(status.st_mtime_ns)
     fs, inner = filesystem(path)
     info = fs.info(inner)
-    for name in ("ETag", "etag", "LastModified", "last_modified", "mtime", "created"):
+    for name in MARKS:
         if info.get(name):
             return int(info.get("size") or 0), str(info[name])
-    return int(info.get("size") or 0), str(info.get("oid") or "")
+    return int(info.get("size") or 0), ""
 
 
 def open_random_access(file: DataFile) -> pa.NativeFile:
-    """The file for readers that seek: memory-mapped when local."""
+    """The file for readers that seek; memory-mapped where it is local."""
     try:
         if not is_url(file.path):
             return pa.memory_map(file.path)
