@@ -130,10 +130,11 @@ class LlavaMixture(datasets.GeneratorBasedBuilder):
         )
 
     def _make_split_generators_kwargs(self, prepare_split_kwargs: dict[str, Any]) -> dict[str, Any]:
-        return {"num_proc": prepare_split_kwargs.get("num_proc")}
+        return {"num_proc": prepare_split_kwargs.get("num_proc") or 1}
 
     def _split_generators(self, dl_manager: Any, num_proc: int | None = None) -> list[datasets.SplitGenerator]:
-        wanted = self.config.num_shards
+        # `num_proc` is given by a build. One process reads each file as a whole, for which no border must be looked for.
+        wanted = self.config.num_shards or (1 if num_proc == 1 else None)
         shards, self._unread = self._data.plan(num_shards=wanted, cache=self._plan_cache)
         if wanted is None and num_proc is not None and len(shards) < num_proc:
             shards, self._unread = self._data.plan(num_shards=num_proc, cache=self._plan_cache)

@@ -92,14 +92,15 @@ class ImageResolver:
 
     def many(self, references: Sequence[str]) -> list[str]:
         """As calling it for each."""
+        if "\0" in "".join(references):
+            return [self(reference) for reference in references]
         folders = self._folders
         resolved = []
         for reference in references:
             end = reference.rfind("/") + 1
             known, name = folders.get(reference[:end]), reference[end:]
             # Names of one or two characters may be dots, which lead elsewhere.
-            is_plain = known is not None and len(name) > 2 and "\0" not in name
-            resolved.append(f"{known}{name}" if is_plain else self(reference))
+            resolved.append(self(reference) if known is None or len(name) < 3 else known + name)
         return resolved
 
     def _joined(self, reference: str) -> str:

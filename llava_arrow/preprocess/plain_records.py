@@ -7,8 +7,12 @@ on is a field that is only counted.
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -22,6 +26,18 @@ __all__ = ["PlainRecords"]
 
 MAX_LEARNED_KEYS = 64
 """Beyond that, records are keyed by data (a phrase, an image id …), and each is read as a dictionary."""
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection while a batch is read: nothing in it refers to itself, and there is much of it."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class Turn(msgspec.Struct, gc=False):
@@ -65,6 +81,13 @@ class PlainRecords:
         self, texts: Sequence[bytes], wrong: dict[int, MixtureError], undeclared: Counter[str]
     ) -> tuple[dict[str, Any], list[int]]:
         """Columns of the records that can be read, and their positions in `texts`; the others go into `wrong`."""
+        with _no_collection():
+            records, good = self._decode(texts, wrong, undeclared)
+            return self._columns(records, good, wrong, undeclared)
+
+    def _decode(
+        self, texts: Sequence[bytes], wrong: dict[int, MixtureError], undeclared: Counter[str]
+    ) -> tuple[list[Any], list[int]]:
         decode = self._decoder.decode
         records: list[Any] = []
         good: list[int] = []
@@ -81,13 +104,13 @@ class PlainRecords:
                 wrong[i] = not_a_record(text, error)
                 continue
             good.append(i)
-        return self._columns(records, good, wrong, undeclared)
+        return records, good
 
     def _columns(
         self, records: list[Any], good: list[int], wrong: dict[int, MixtureError], undeclared: Counter[str]
     ) -> tuple[dict[str, Any], list[int]]:
         videos = self._values(records, "video")
-        if any(video is not None for video in videos):
+        if videos.count(None) < len(videos):
             for i, video in zip(good, videos, strict=True):
                 if video is not None:
                     wrong[i] = PreprocessError("the row has a 'video': only images are supported", code="video")
@@ -98,21 +121,21 @@ class PlainRecords:
             count = sum(getattr(record, field, msgspec.UNSET) is not msgspec.UNSET for record in records)
             if count:
                 undeclared[name] += count
-        turns = [record.turns for record in records]
+        turns = list(map(attrgetter("turns"), records))
+        flat = list(chain.from_iterable(turns))
         columns = {name: self._values(records, name) for name in ("data_source", *self.columns) if name in self._field}
         columns["id"] = self._values(records, self.id_column)
         columns["conversations"] = turn_array(
-            pa.array([turn.role for each in turns for turn in each], pa.string()),
-            pa.array([turn.value for each in turns for turn in each], pa.string()),
-            [len(each) for each in turns],
+            pa.array(list(map(attrgetter("role"), flat)), pa.string()),
+            pa.array(list(map(attrgetter("value"), flat)), pa.string()),
+            list(map(len, turns)),
         )
         return columns, good
 
     def _values(self, records: Sequence[Any], name: str) -> list[Any]:
         if self._only is not None and name not in self._only and name != "video":
             return [None] * len(records)
-        field = self._field[name]
-        return [getattr(record, field, None) for record in records]
+        return list(map(attrgetter(self._field[name]), records))
 
     def _read_slowly(
         self, text: bytes, position: int, wrong: dict[int, MixtureError], undeclared: Counter[str]
