@@ -133,7 +133,7 @@ class LlavaMixture(datasets.GeneratorBasedBuilder):
         return {"num_proc": prepare_split_kwargs.get("num_proc") or 1}
 
     def _split_generators(self, dl_manager: Any, num_proc: int | None = None) -> list[datasets.SplitGenerator]:
-        # `num_proc` is given by a build. One process reads each file as a whole, for which no border must be looked for.
+        # Only a build gives `num_proc`. One process reads each file as a whole, so no border need be looked for.
         wanted = self.config.num_shards or (1 if num_proc == 1 else None)
         shards, self._unread = self._data.plan(num_shards=wanted, cache=self._plan_cache)
         if wanted is None and num_proc is not None and len(shards) < num_proc:
