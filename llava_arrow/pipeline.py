@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -57,9 +59,15 @@ def iter_tables(
     """
     account = tally if tally is not None else Tally()
     stage = _Stage(shard, layout, target or layout, embed_images, account)
-    for table in _kept_rows(shard, account):
+    tables = _kept_rows(shard, account)
+    while True:
+        with _no_collection():
+            table = next(tables, None)
+        if table is None:
+            break
         for start in range(0, table.num_rows, stage.rows_at_once):
-            samples = stage.deliver(table.slice(start, stage.rows_at_once))
+            with _no_collection():
+                samples = stage.deliver(table.slice(start, stage.rows_at_once))
             if samples.num_rows:
                 yield samples
     num_by_default = account.filtered["aes_cutoff"] if shard.entry.aes_cutoff == "default" else 0
@@ -74,6 +82,18 @@ def iter_tables(
             "%s: %d rows were left out (on_error: skip), the first: row %d, %s: %s",
             shard.file.path, len(account.ledger), first.row, first.code, first.reason,
         )  # fmt: skip
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection while a table is made: a batch is many small objects that do not refer to themselves."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def preview_rows(

@@ -7,10 +7,8 @@ on is a field that is only counted.
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
 from typing import Any
@@ -26,18 +24,6 @@ __all__ = ["PlainRecords"]
 
 MAX_LEARNED_KEYS = 64
 """Beyond that, records are keyed by data (a phrase, an image id …), and each is read as a dictionary."""
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """No garbage collection while a batch is read: nothing in it refers to itself, and there is much of it."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class Turn(msgspec.Struct, gc=False):
@@ -81,9 +67,8 @@ class PlainRecords:
         self, texts: Sequence[bytes], wrong: dict[int, MixtureError], undeclared: Counter[str]
     ) -> tuple[dict[str, Any], list[int]]:
         """Columns of the records that can be read, and their positions in `texts`; the others go into `wrong`."""
-        with _no_collection():
-            records, good = self._decode(texts, wrong, undeclared)
-            return self._columns(records, good, wrong, undeclared)
+        records, good = self._decode(texts, wrong, undeclared)
+        return self._columns(records, good, wrong, undeclared)
 
     def _decode(
         self, texts: Sequence[bytes], wrong: dict[int, MixtureError], undeclared: Counter[str]
