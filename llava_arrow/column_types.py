@@ -19,7 +19,7 @@ from llava_arrow.errors import ConfigError
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["IMAGE_COLUMNS", "IMAGE_TYPE", "Layout", "PLACEHOLDERS", "is_list_type", "parse_column_type"]
+__all__ = ["IMAGE_COLUMNS", "IMAGE_TYPE", "Layout", "PLACEHOLDERS", "is_list_type", "one_array", "parse_column_type"]
 
 IMAGE_COLUMNS = ("image", "image_gen", "image_gen_enc")
 PLACEHOLDERS = {"image": "<image>", "image_gen": "<image_gen>", "image_gen_enc": "<image_gen_enc>"}
@@ -59,6 +59,12 @@ def parse_column_type(spelling: Any, place: str = "type") -> pa.DataType:
 def is_list_type(kind: pa.DataType) -> bool:
     """Whether an Arrow type is a list of any make."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A table's column as one array, which `combine_chunks` does not promise of every column."""
+    array = column.combine_chunks()
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
 @dataclass(frozen=True)

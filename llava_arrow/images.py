@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 
-from llava_arrow.column_types import IMAGE_TYPE, Layout
+from llava_arrow.column_types import IMAGE_TYPE, Layout, one_array
 from llava_arrow.errors import ImageError, MixtureError
 from llava_arrow.paths import is_url
 from llava_arrow.sources.files import filesystem
@@ -128,8 +128,7 @@ def embed(table: pa.Table, layout: Layout, *, root: str) -> tuple[pa.Table, dict
     """The table with image bytes in place of references; samples whose image fails, by position."""
     failed: dict[int, MixtureError] = {}
     for column, kind in layout.image_columns.items():
-        array = table.column(column).combine_chunks()
-        array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+        array = one_array(table.column(column))
         items = array.values if kind == "many" else array
         owners = (
             np.repeat(np.arange(len(array)), np.diff(array.offsets.to_numpy()))

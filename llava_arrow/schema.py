@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llava_arrow.column_types import IMAGE_COLUMNS, Layout, arrow_type
+from llava_arrow.column_types import IMAGE_COLUMNS, Layout, arrow_type, one_array
 from llava_arrow.conversation_checks import check_conversations, turns_to_arrow
 from llava_arrow.entry import Entry
 from llava_arrow.errors import MixtureError, SchemaError
@@ -153,8 +153,7 @@ def widen(table: pa.Table, layout: Layout) -> pa.Table:
             empty = pa.scalar([], arrow_type(kind)) if kind == "many" else pa.scalar(None, arrow_type(kind))
             arrays.append(pa.repeat(empty, table.num_rows))
             continue
-        array = table.column(column).combine_chunks()
-        array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+        array = one_array(table.column(column))
         arrays.append(widen_images(array) if kind == "many" and pa.types.is_struct(array.type) else array)
     return pa.table(arrays, schema=layout.arrow_schema)
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from llava_arrow.column_types import IMAGE_COLUMNS, Layout, is_list_type
+from llava_arrow.column_types import IMAGE_COLUMNS, Layout, is_list_type, one_array
 from llava_arrow.entry import ANY_COLUMN, Entry
 from llava_arrow.errors import MixtureError, PreprocessError, SourceError
 from llava_arrow.preprocess.plain_records import PlainRecords
@@ -174,8 +174,7 @@ def _from_plain_columns(table: pa.Table, layout: Layout, id_column: str | None) 
     for column in layout.kinds:
         source = id_column if column == "id" else column
         if source is not None and source in table.column_names:
-            array = table.column(source).combine_chunks()
-            columns[column] = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+            columns[column] = one_array(table.column(source))
     if not is_list_type(columns["conversations"].type):  # text of any Arrow make, or nothing that is a conversation
         texts = columns["conversations"].to_pylist()
         columns["conversations"] = [
@@ -283,6 +282,5 @@ def _call_batched(
         raise SourceError(f"{bound.name} fills {unknown[0]!r}, which it does not declare in `fills`")
     columns = {}
     for column in joined.column_names:
-        array = joined.column(column).combine_chunks()
-        columns[column] = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+        columns[column] = one_array(joined.column(column))
     return columns, np.concatenate(good)

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llava_arrow.column_types import one_array
 from llava_arrow.errors import PreprocessError
 from llava_arrow.preprocess.conversations import (
     TRUNCATE_OVER_CHARACTERS,
@@ -120,8 +121,7 @@ def _texts(table: pa.Table, column: str) -> pa.Array:
         raise PreprocessError(f"{column!r} must be text, but the column is {array.type}", code=f"type_{column}")
     if array.null_count:
         raise PreprocessError(f"{column!r} is null, text is needed", code=f"null_{column}")
-    array = array.combine_chunks().cast(pa.string())
-    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    return one_array(array).cast(pa.string())
 
 
 def _captions(
@@ -196,10 +196,9 @@ def _scores(table: pa.Table, column: str) -> pa.Array:
     if column not in table.column_names or pa.types.is_null(table.column(column).type):
         return pa.nulls(table.num_rows, kind)
     try:
-        scores = table.column(column).cast(pa.float32(), safe=False).combine_chunks()
+        scores = one_array(table.column(column).cast(pa.float32(), safe=False))
     except pa.ArrowInvalid as error:
         raise PreprocessError(f"{column!r} must be a number: {error}", code=f"type_{column}") from error
-    scores = scores.combine_chunks() if isinstance(scores, pa.ChunkedArray) else scores
     present = scores.is_valid().to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(present)]).astype(np.int32)
     # A null list is marked at its own offset; the last offset closes the array.
