@@ -123,8 +123,9 @@ class LlavaMixture(datasets.GeneratorBasedBuilder):
         return config, f"{config.name}-{self._data.fingerprint}-{generation}"
 
     def _info(self) -> datasets.DatasetInfo:
+        name = f"config {self.config.name!r} of the mixture {self._data.mixture.path or ''}".rstrip()
         return datasets.DatasetInfo(
-            description=f"config {self.config.name!r} of the mixture {self._data.mixture.path or ''}".rstrip(),
+            description=f"{name}\n{self._data.image_roots.describe()}",
             features=self._data.layout.features(),
             license=", ".join(dict.fromkeys(e.license for e in self._data.entries if e.license)),
         )

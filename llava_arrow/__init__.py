@@ -8,8 +8,17 @@ select           filters and sampling              pipeline       the four in a 
 from __future__ import annotations
 
 from llava_arrow.entry import Entry
-from llava_arrow.errors import ConfigError, ImageError, MixtureError, PreprocessError, SchemaError, SourceError
+from llava_arrow.errors import (
+    ConfigError,
+    ImageError,
+    MixtureError,
+    OutputError,
+    PreprocessError,
+    SchemaError,
+    SourceError,
+)
 from llava_arrow.mixture import Mixture
+from llava_arrow.outputs.raw import export_raw
 from llava_arrow.preprocess.registry import register_preprocess
 from llava_arrow.shards import Shard
 
@@ -21,10 +30,12 @@ __all__ = [
     "ImageError",
     "Mixture",
     "MixtureError",
+    "OutputError",
     "PreprocessError",
     "SchemaError",
     "Shard",
     "SourceError",
     "__version__",
+    "export_raw",
     "register_preprocess",
 ]

@@ -113,6 +113,11 @@ class Layout:
         return {c: kind for c, kind in self.kinds.items() if c in IMAGE_COLUMNS}
 
     @property
+    def all_image_columns(self) -> dict[str, str]:
+        """As `image_columns`, with columns of other names that somebody else's dataset keeps images in."""
+        return {c: kind for c, kind in self.kinds.items() if kind in ("one", "many")}
+
+    @property
     def arrow_schema(self) -> pa.Schema:
         """The Arrow schema of the config's tables; images are `{bytes, path}`."""
         return pa.schema([(column, arrow_type(kind)) for column, kind in self.kinds.items()])

@@ -5,6 +5,7 @@ fingerprint.
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -16,6 +17,7 @@ import pyarrow as pa
 from llava_arrow.column_types import Layout
 from llava_arrow.entry import Entry
 from llava_arrow.errors import ConfigError, SourceError
+from llava_arrow.image_roots import ImageRoots
 from llava_arrow.ledger import Tally
 from llava_arrow.mixture import Mixture
 from llava_arrow.pipeline import iter_tables
@@ -75,6 +77,7 @@ class ConfigData:
     layouts: tuple[Layout, ...]
     layout: Layout
     embed_images: bool
+    export: bool = False
 
     @classmethod
     def open(
@@ -85,12 +88,14 @@ class ConfigData:
         cache: PlanCache,
         image_columns: str | None = None,
         embed_images: bool = False,
+        export: bool = False,
     ) -> ConfigData:
         """List the files of a config and find out its columns.
 
         Args:
             image_columns: `list` makes every image column a list; None leaves them as the entries say.
             embed_images: samples carry image bytes instead of references.
+            export: images are read from below the entries' image roots only.
 
         Raises:
             ConfigError: no such config, or columns that do not fit together. SourceError: a file is missing.
@@ -111,7 +116,18 @@ class ConfigData:
             layouts=layouts,
             layout=layout.with_list_images() if image_columns == "list" else layout,
             embed_images=embed_images,
+            export=export,
         )
+
+    @property
+    def image_roots(self) -> ImageRoots:
+        """Where the images of all entries may lie."""
+        pairs = [
+            (e, posixpath.dirname(f.path), f) for e, found in zip(self.entries, self.files, strict=True) for f in found
+        ]
+        firsts = {(entry.index, folder): (entry, file) for entry, folder, file in reversed(pairs)}
+        found = [ImageRoots.of_entry(entry, file.path).roots for entry, file in reversed(firsts.values())]
+        return ImageRoots.of([root for roots in found for root in roots])
 
     @property
     def fingerprint(self) -> str:
@@ -143,11 +159,19 @@ class ConfigData:
             unread[entry.config_name] = plan.unread
         return shards, unread
 
-    def tables(self, shard: Shard, tally: Tally | None = None) -> Iterator[pa.Table]:
-        """The samples of a shard in the config's columns."""
+    def tables(self, shard: Shard, tally: Tally | None = None, *, with_rows: bool = False) -> Iterator[pa.Table]:
+        """The samples of a shard in the config's columns, and their row numbers if asked for."""
         names = [entry.config_name for entry in self.entries]
         own = self.layouts[names.index(shard.entry.config_name)]
-        return iter_tables(shard, layout=own, target=self.layout, embed_images=self.embed_images, tally=tally)
+        return iter_tables(
+            shard,
+            layout=own,
+            target=self.layout,
+            embed_images=self.embed_images,
+            export=self.export,
+            with_rows=with_rows,
+            tally=tally,
+        )
 
     def check_report(self, tallies: dict[str, Tally]) -> dict[str, Any]:
         """The report of a complete build; an entry of which nothing was delivered is an error."""

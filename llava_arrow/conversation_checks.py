@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from llava_arrow.column_types import PLACEHOLDERS, TURN_TYPE
 from llava_arrow.errors import SchemaError
 
-__all__ = ["Checked", "check_conversations", "plain_turns", "turn_array", "turns_to_arrow"]
+__all__ = ["Checked", "check_conversations", "plain_turns", "turn_array", "turns_to_arrow", "with_plain_roles"]
 
 ROLES = {"human": "human", "gpt": "gpt", "system": "system", "user": "human", "assistant": "gpt"}
 _CODES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1, "system": 2}
@@ -263,3 +263,23 @@ def _match_placeholders(turns: list[dict[str, str]], num_images: Mapping[str, in
             code="placeholders",
         )
     return is_repaired
+
+
+def with_plain_roles(array: pa.Array) -> tuple[pa.ListArray, Mapping[int, SchemaError]]:
+    """Conversations of a finished dataset as list<struct<from, value>> with the roles human, gpt and system; nothing
+    else of them changes.
+    """
+    if isinstance(array, pa.ListArray) and array.type == pa.list_(TURN_TYPE) and not array.null_count:
+        roles = array.flatten().field("from")
+        if pc.all(pc.is_in(roles, pa.array(["human", "gpt", "system"]))).as_py() is not False:
+            return array, {}
+    values = array.to_pylist()
+    if pa.types.is_struct(array.type):  # `Sequence` of a dictionary: its lists of roles and of values
+        values = [[dict(zip(v, turn, strict=True)) for turn in zip(*v.values(), strict=True)] for v in values]
+    plain, wrong = turns_to_arrow(values)
+    codes = _role_codes(plain.values.field(0))
+    offsets = plain.offsets.to_numpy().astype(np.int64)
+    unknown = _sums((codes == _UNKNOWN).astype(np.int64), offsets) > 0
+    for i in np.flatnonzero(unknown).tolist():
+        wrong.setdefault(i, SchemaError("a turn is of neither human, gpt nor system", code="role"))
+    return _with_canonical_roles(plain, codes), wrong

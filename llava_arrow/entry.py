@@ -13,7 +13,7 @@ from llava_arrow.column_types import IMAGE_COLUMNS, parse_column_type
 from llava_arrow.errors import ConfigError
 from llava_arrow.paths import resolve_path
 from llava_arrow.preprocess.registry import BoundPreprocess, find_preprocess
-from llava_arrow.select import AesCutoff, MaxEncImages, MinSize, RowFilter, Sampling
+from llava_arrow.select import AesCutoff, MaxEncImages, MinSize, RowFilter, Sampling, Where
 
 __all__ = ["ANY_COLUMN", "ENTRY_KEYS", "Context", "Entry", "config_name_of", "image_root_of"]
 
@@ -65,6 +65,7 @@ class Entry:
     aes_cutoff: float | Literal["default"] | None = "default"
     min_size: int | None = None
     max_enc_images: MaxEncImages | None = None
+    where: Where | None = None
     image_root: str | None = None
     length_group: str = "default"
     multi_image: bool | None = None
@@ -143,7 +144,7 @@ class Entry:
         Raises:
             ConfigError: a filter's column is not there.
         """
-        filters: list[RowFilter] = []
+        filters: list[RowFilter] = [] if self.where is None else [self.where]
         if self.aes_cutoff == "default":
             if is_parquet and AesCutoff.columns[0] in column_names:
                 filters.append(AesCutoff(cutoff=DEFAULT_AES_CUTOFF, is_default=True))
@@ -240,13 +241,24 @@ def _enc_images(key: str, value: Any, context: Context) -> MaxEncImages:
     return MaxEncImages(column=column, value=limit)
 
 
+def _where(key: str, value: Any, context: Context) -> Where:
+    if (
+        not isinstance(value, Mapping)
+        or len(value) != 1
+        or not all(isinstance(t, str) for p in value.items() for t in p)
+    ):
+        raise ConfigError(f"{key} must be a mapping {{column: text}} of one column, got {value!r}")
+    ((column, text),) = value.items()
+    return Where(column=column, value=text)
+
+
 def _features(key: str, value: Any, context: Context) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{key} must map columns to types, got {value!r}")
     for column, kind in value.items():
         if column in ("id", "data_source", "conversations"):
             raise ConfigError(f"{key}.{column} is always there: its type is fixed")
-        if column in IMAGE_COLUMNS and kind not in ("one", "many"):
+        if column in IMAGE_COLUMNS and kind not in ("one", "many") and (column, kind) != ("image", "none"):
             raise ConfigError(f"{key}.{column} must be one or many, got {kind!r}")
         if column not in IMAGE_COLUMNS:
             parse_column_type(kind, f"{key}.{column}")
@@ -276,6 +288,7 @@ _CHECKS: dict[str, Check] = {
     "aes_cutoff": _cutoff,
     "min_size": _size,
     "max_enc_images": _enc_images,
+    "where": _where,
     "image_root": _root,
     "length_group": _text,
     "multi_image": _true_or_false,

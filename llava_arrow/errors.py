@@ -5,7 +5,8 @@
     ├── SourceError       a data file is missing, unreadable, or not what the entry says
     ├── PreprocessError   a row does not hold what the preprocess function needs
     ├── SchemaError       a sample is not a valid LLaVA sample
-    └── ImageError        an image reference leaves its root, or its bytes are missing or no image
+    ├── ImageError        an image reference leaves its root, or its bytes are missing or no image
+    └── OutputError       what is to be written cannot be: disk full, the folder holds something else, no permission
 
 Every message names the place (file, entry, row), the value, the rule and the way out. `code` is the short word under
 which a row goes into the ledger when the entry says `on_error: skip`.
@@ -13,7 +14,15 @@ which a row goes into the ledger when the entry says `on_error: skip`.
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "ImageError", "MixtureError", "PreprocessError", "SchemaError", "SourceError"]
+__all__ = [
+    "ConfigError",
+    "ImageError",
+    "MixtureError",
+    "OutputError",
+    "PreprocessError",
+    "SchemaError",
+    "SourceError",
+]
 
 
 class MixtureError(Exception):
@@ -72,3 +81,9 @@ class ImageError(MixtureError):
     """An image reference leaves its root, or its bytes are missing or no image."""
 
     default_code = "image"
+
+
+class OutputError(MixtureError):
+    """What is to be written cannot be: disk full, the folder holds something else, no permission."""
+
+    default_code = "output"

@@ -6,25 +6,33 @@ Bytes are never re-encoded, and they leave only if they look like an image.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import stat
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from llava_arrow.column_types import IMAGE_TYPE, Layout, one_array
 from llava_arrow.errors import ImageError, MixtureError
+from llava_arrow.image_roots import ImageRoots
 from llava_arrow.paths import is_url
 from llava_arrow.sources.files import filesystem
 
-__all__ = ["embed", "image_format", "read_image"]
+__all__ = ["checked", "embed", "image_format", "image_owners", "image_sizes", "read_image"]
 
 NUM_THREADS = 32
 NUM_ATTEMPTS = 4
 FIRST_WAIT_S = 0.5
+MAX_IMAGE_BYTES = 1 << 29
+"""Arrow counts the bytes of a column in 31 bits; no photo comes near."""
+ANYWHERE = ImageRoots(())
 _SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -42,47 +50,94 @@ def image_format(data: bytes) -> str | None:
     >>> image_format(b"GIF89a..."), image_format(b"<html>")
     ('GIF', None)
     """
+    head = bytes(data[:12])
     for signature, name in _SIGNATURES.items():
-        if data.startswith(signature):
+        if head.startswith(signature):
             return name
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
-    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1"):
-        return "AVIF" if data[8:11] == b"avi" else "HEIF"
+    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1"):
+        return "AVIF" if head[8:11] == b"avi" else "HEIF"
     return None
 
 
-def read_image(path: str, *, root: str | None = None) -> bytes:
+def read_image(path: str, roots: ImageRoots = ANYWHERE) -> bytes:
     """The bytes of an image.
 
     Args:
         path: an absolute path or URL.
-        root: a local file below it must stay below it when its symlinks are followed.
+        roots: where it may lie.
 
     Raises:
-        ImageError: missing, unreadable, empty, or no image.
+        ImageError: missing, unreadable, empty, too large, no image, or not below the roots.
     """
-    data = _fetch(path) if is_url(path) else _read_local(path, root)
+    opened = roots.path_to_open(path)
+    data = _fetch(opened) if is_url(opened) else _read_local(opened, roots)
+    return checked(data, path)
+
+
+def checked(data: bytes, name: str) -> bytes:
+    """`data`; an ImageError where it does not look like an image."""
+    if len(data) > MAX_IMAGE_BYTES:
+        raise _too_large(name, len(data))
     if image_format(data) is None:
-        what = "is empty" if not data else f"is no image (it begins with {data[:12]!r})"
-        raise ImageError(f"{path} {what}", code="image_empty" if not data else "no_image")
+        what = "is empty" if not data else f"is no image (it begins with {bytes(data[:12])!r})"
+        raise ImageError(f"{name} {what}", code="image_empty" if not data else "no_image")
     return data
 
 
-def _read_local(path: str, root: str | None) -> bytes:
-    if root is not None and path.startswith(root.rstrip("/") + "/"):
-        real, real_root = os.path.realpath(path), os.path.realpath(root)
-        if os.path.commonpath([real, real_root]) != real_root:
-            raise ImageError(
-                f"{path} is a link to {real}, outside of the image root {root}", code="image_outside_root"
-            )
+def _too_large(name: str, num_bytes: int) -> ImageError:
+    return ImageError(
+        f"{name} has {num_bytes:,} bytes: an image may have at most {MAX_IMAGE_BYTES:,}", code="image_too_large"
+    )
+
+
+def _read_local(path: str, roots: ImageRoots) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError as error:
-        raise ImageError(f"{path} does not exist", code="image_missing") from error
+        # A link is opened only after looking where it leads; a pipe must not be waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror}", code="image_unreadable") from error
+        if error.errno != errno.ELOOP:
+            raise _unreadable(path, error) from error
+        roots.check_real(path, is_link=True)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as broken:
+            raise _unreadable(path, broken) from broken
+    else:
+        try:
+            roots.check_real(path, is_link=False)
+        except ImageError:
+            os.close(descriptor)
+            raise
+    try:
+        return _read_all(descriptor, path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    finally:
+        os.close(descriptor)
+
+
+def _read_all(descriptor: int, path: str) -> bytes:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        raise ImageError(f"{path} is {kind}", code="image_unreadable")
+    if status.st_size > MAX_IMAGE_BYTES:
+        raise _too_large(path, status.st_size)
+    data = os.read(descriptor, status.st_size + 1)
+    while len(data) < status.st_size:  # one read gives all of it, except on a few network filesystems
+        more = os.read(descriptor, status.st_size + 1 - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _unreadable(path: str, error: OSError) -> ImageError:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return ImageError(f"{path} does not exist", code="image_missing")
+    return ImageError(f"{path} cannot be read: {error.strerror}", code="image_unreadable")
 
 
 def _fetch(path: str) -> bytes:
@@ -124,40 +179,70 @@ def with_retries(call: Callable[[], bytes], path: str) -> bytes:
     raise AssertionError("unreachable")
 
 
-def embed(table: pa.Table, layout: Layout, *, root: str) -> tuple[pa.Table, dict[int, MixtureError]]:
+def embed(table: pa.Table, layout: Layout, *, roots: ImageRoots) -> tuple[pa.Table, dict[int, MixtureError]]:
     """The table with image bytes in place of references; samples whose image fails, by position."""
     failed: dict[int, MixtureError] = {}
     for column, kind in layout.image_columns.items():
         array = one_array(table.column(column))
-        items = array.values if kind == "many" else array
-        owners = (
-            np.repeat(np.arange(len(array)), np.diff(array.offsets.to_numpy()))
-            if kind == "many"
-            else np.arange(len(array))
-        )
-        data, errors = _contents(items, root)
-        for position, error in errors.items():
-            failed.setdefault(int(owners[position]), error)
+        items = array.flatten() if kind == "many" else array
+        data, errors = _contents(items, roots)
+        if errors:
+            owners = image_owners(array, kind)
+            for position, error in errors.items():
+                failed.setdefault(int(owners[position]), error)
         filled = pa.StructArray.from_arrays(
             [pa.array(data, pa.binary()), items.field("path")], fields=list(IMAGE_TYPE), mask=items.is_null()
         )
-        column_array = pa.ListArray.from_arrays(array.offsets, filled) if kind == "many" else filled
+        column_array = filled if kind == "one" else pa.ListArray.from_arrays(_offsets(array), filled)
         table = table.set_column(table.column_names.index(column), table.schema.field(column), column_array)
     return table, failed
 
 
-def _contents(items: pa.StructArray, root: str) -> tuple[list[bytes | None], dict[int, MixtureError]]:
+def _offsets(array: pa.ListArray) -> pa.Array:
+    """Offsets that begin with 0, as `flatten` leaves the values of a slice."""
+    offsets = array.offsets.to_numpy()
+    return pa.array(offsets - offsets[0], pa.int32())
+
+
+def image_owners(array: pa.Array, kind: str) -> npt.NDArray[np.int64]:
+    """Per image of a column (per row of a `one` column) the position of its sample."""
+    if kind == "one":
+        return np.arange(len(array))
+    return np.repeat(np.arange(len(array)), np.diff(array.offsets.to_numpy()))
+
+
+def image_sizes(table: pa.Table, layout: Layout, guess: int) -> npt.NDArray[np.int64]:
+    """Bytes of each sample's images, as far as that is known without reading them; `guess` for a remote one."""
+    sizes = np.zeros(table.num_rows, dtype=np.int64)
+    for column, kind in layout.image_columns.items():
+        array = one_array(table.column(column))
+        items = array.flatten() if kind == "many" else array
+        lengths = pc.fill_null(pc.binary_length(items.field("bytes")), -1).to_numpy(zero_copy_only=False)
+        if len(lengths) and lengths.min() < 0:
+            lengths = lengths.astype(np.int64)
+            paths = items.field("path")
+            for i in np.flatnonzero(lengths < 0).tolist():
+                path = paths[i].as_py()
+                lengths[i] = 0 if path is None else guess if is_url(path) else _size(path)
+        np.add.at(sizes, image_owners(array, kind), lengths)
+    return sizes
+
+
+def _size(path: str) -> int:
+    try:
+        return min(os.stat(path).st_size, MAX_IMAGE_BYTES)
+    except (OSError, ValueError):
+        return 0  # reading it will say what is wrong
+
+
+def _contents(items: pa.StructArray, roots: ImageRoots) -> tuple[list[bytes | None], dict[int, MixtureError]]:
     errors: dict[int, MixtureError] = {}
 
     def content(position: int, data: bytes | None, path: str | None) -> bytes | None:
         try:
             if data is not None:
-                if image_format(data) is None:
-                    raise ImageError(
-                        f"embedded image {path or ''} is no image (it begins with {data[:12]!r})", code="no_image"
-                    )
-                return data
-            return None if path is None else read_image(path, root=root)
+                return checked(data, f"embedded image {path or ''}".rstrip())
+            return None if path is None else read_image(path, roots)
         except MixtureError as error:
             errors[position] = error
             return None
@@ -165,7 +250,19 @@ def _contents(items: pa.StructArray, root: str) -> tuple[list[bytes | None], dic
     values = list(
         zip(range(len(items)), items.field("bytes").to_pylist(), items.field("path").to_pylist(), strict=True)
     )
-    if len(values) < 2:
+    if len(values) < 2 or all(path is None or data is not None for _, data, path in values):
         return [content(*value) for value in values], errors
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        return list(pool.map(lambda value: content(*value), values)), errors
+    return list(_pool().map(lambda value: content(*value), values)), errors
+
+
+def _pool() -> ThreadPoolExecutor:
+    """The threads that read images, one set per process: starting them anew for each table costs as much as reading
+    it.
+    """
+    global _threads
+    if _threads is None or _threads[0] != os.getpid():
+        _threads = (os.getpid(), ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="images"))
+    return _threads[1]
+
+
+_threads: tuple[int, ThreadPoolExecutor] | None = None

@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any, Protocol
 
 __all__ = ["LedgerLine", "Tally", "read_tallies", "sum_tallies", "write_ledger", "write_tally"]
 
@@ -68,7 +68,7 @@ class Tally:
         """
         return {
             "rows": self.rows,
-            "filtered": dict(self.filtered),
+            "filtered": dict(sorted(self.filtered.items())),
             "not_sampled": self.not_sampled,
             "delivered": self.delivered,
             "samples": self.samples,
@@ -120,7 +120,15 @@ def read_tallies(folder: str, unread: Mapping[str, Tally]) -> dict[str, Tally]:
     return totals
 
 
-def write_ledger(tallies: Mapping[str, Tally], file: TextIO) -> None:
+class TextSink(Protocol):
+    """What takes text."""
+
+    def write(self, text: str, /) -> Any:
+        """Take some more."""
+        ...
+
+
+def write_ledger(tallies: Mapping[str, Tally], file: TextSink) -> None:
     """One line of JSON per row that was not delivered."""
     for name, tally in tallies.items():
         for line in tally.ledger:

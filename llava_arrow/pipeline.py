@@ -6,6 +6,7 @@ import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,14 @@ import pyarrow as pa
 from llava_arrow.column_types import Layout
 from llava_arrow.entry import DEFAULT_AES_CUTOFF, Entry, image_root_of
 from llava_arrow.errors import MixtureError, SchemaError
-from llava_arrow.images import embed
+from llava_arrow.image_roots import ImageRoots
+from llava_arrow.images import embed, image_sizes
 from llava_arrow.ledger import LedgerLine, Tally
 from llava_arrow.paths import ImageResolver
 from llava_arrow.plan import bad_row_handler, locate_errors, read_range
 from llava_arrow.preprocess.apply import Samples, plain_records, to_samples
 from llava_arrow.randomness import file_key, row_keys
-from llava_arrow.schema import assemble, widen, without
+from llava_arrow.schema import assemble, widen
 from llava_arrow.select import filter_mask
 from llava_arrow.shards import Shard
 from llava_arrow.sources import MAX_BATCH_ROWS, ROW
@@ -34,7 +36,11 @@ __all__ = ["iter_tables", "preview_rows"]
 logger = logging.getLogger(__name__)
 
 MAX_EMBEDDED_ROWS = 64
-"""Samples of a table with embedded images."""
+"""Rows of a table with embedded images."""
+EMBEDDED_BYTES = 32 << 20
+"""Bytes of images in such a table: as many rows as fit, at least one."""
+REMOTE_IMAGE_BYTES = 256 << 10
+"""What a remote image is taken to have before it is read."""
 
 
 def iter_tables(
@@ -43,6 +49,8 @@ def iter_tables(
     layout: Layout,
     target: Layout | None = None,
     embed_images: bool = False,
+    export: bool = False,
+    with_rows: bool = False,
     tally: Tally | None = None,
 ) -> Iterator[pa.Table]:
     """The samples of a shard, a table at a time, in file order.
@@ -52,13 +60,15 @@ def iter_tables(
         layout: the columns of the entry's samples, from `layout_of`.
         target: a wider layout to deliver them in.
         embed_images: read image bytes into the tables (local and fsspec paths).
+        export: read them from below the entry's image roots only.
+        with_rows: add each sample's row number, in a last column `ROW`.
         tally: receives the counts and ledger lines; complete when the iterator is exhausted.
 
     Raises:
         MixtureError: with the file and row; with `on_error: skip` rows go into the ledger instead.
     """
     account = tally if tally is not None else Tally()
-    stage = _Stage(shard, layout, target or layout, embed_images, account)
+    stage = _Stage(shard, layout, target or layout, embed_images, account, export, with_rows)
     tables = _kept_rows(shard, account)
     while True:
         with _no_collection():
@@ -66,10 +76,14 @@ def iter_tables(
         if table is None:
             break
         for start in range(0, table.num_rows, stage.rows_at_once):
-            with _no_collection():
-                samples = stage.deliver(table.slice(start, stage.rows_at_once))
-            if samples.num_rows:
-                yield samples
+            delivered = stage.deliver(table.slice(start, stage.rows_at_once))
+            while True:
+                with _no_collection():
+                    samples = next(delivered, None)
+                if samples is None:
+                    break
+                if samples.num_rows:
+                    yield samples
     num_by_default = account.filtered["aes_cutoff"] if shard.entry.aes_cutoff == "default" else 0
     if num_by_default and tally is None:
         logger.warning(
@@ -105,7 +119,7 @@ def preview_rows(
     for table in _kept_rows(shard, account):
         for i in range(min(num_rows, table.num_rows)):
             row = table.slice(i, 1)
-            yield row.to_pylist()[0], stage.deliver(row).to_pylist()
+            yield row.to_pylist()[0], [sample for made in stage.deliver(row) for sample in made.to_pylist()]
         num_rows -= table.num_rows
         if num_rows <= 0:
             return
@@ -154,27 +168,52 @@ def _take_kept(table: pa.Table, keep: range | npt.NDArray[np.int64], position: i
     return table.take(pa.array(keep[low:high] - position))
 
 
+@dataclass(frozen=True)
+class _Made:
+    """Samples of a batch of rows, with references: `positions` are those of the samples among `rows`, which lists each
+    copy of a row; `wrong` is keyed by position.
+    """
+
+    table: pa.Table
+    positions: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    ids: list[str]
+    wrong: dict[int, MixtureError]
+
+
 class _Stage:
     """What the samples of one shard have in common: how rows are named, drawn for, resolved and accounted for."""
 
-    def __init__(self, shard: Shard, layout: Layout, target: Layout, embed_images: bool, tally: Tally) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        layout: Layout,
+        target: Layout,
+        embed_images: bool,
+        tally: Tally,
+        export: bool = False,
+        with_rows: bool = False,
+    ) -> None:
         self.entry: Entry = shard.entry
         self.file = shard.file
         self.layout, self.target, self.embed_images, self.tally = layout, target, embed_images, tally
+        self.with_rows = with_rows
         self.id_column = read_spec(self.entry, self.file).id_column
         is_plain = self.entry.preprocess is None and columns_of(self.file) is None
         self.plain = plain_records(self.entry, layout, self.id_column) if is_plain else None
         self.key = file_key(seed=self.entry.seed, config_name=self.entry.config_name, file=self.file.key)
-        # Copies and embedded images are what a row grows to; tables stay small all the same.
-        num_copies = self.entry.sampling_strategy.num_copies
-        self.rows_at_once = max(1, (MAX_EMBEDDED_ROWS if embed_images else MAX_BATCH_ROWS) // num_copies)
+        # Copies are what a row grows to; tables stay small all the same.
+        self.rows_at_once = max(1, MAX_BATCH_ROWS // self.entry.sampling_strategy.num_copies)
+        self.remote_bytes = REMOTE_IMAGE_BYTES
         self.stem = stem_of(self.file)
-        self.image_root = image_root_of(self.entry, self.file.path)
+        self.roots = ImageRoots.of_entry(self.entry, self.file.path, is_only=export)
         self.resolve = ImageResolver(
-            image_root=self.image_root, path_map=self.entry.path_map, image_stores=self.entry.image_stores
+            image_root=image_root_of(self.entry, self.file.path),
+            path_map=self.entry.path_map,
+            image_stores=self.entry.image_stores,
         )
 
-    def deliver(self, table: pa.Table) -> pa.Table:
+    def deliver(self, table: pa.Table) -> Iterator[pa.Table]:
         """Kept rows → samples in the target layout; rows at fault are raised or accounted for."""
         num_rows, num_copies = table.num_rows, self.entry.sampling_strategy.num_copies
         copies: npt.NDArray[np.int64] | None = None
@@ -202,19 +241,52 @@ class _Stage:
             uncounted=() if bound is None else bound.uncounted,
         )
         wrong = {**{int(samples.positions[i]): error for i, error in assembled.wrong.items()}, **samples.wrong}
-        built = assembled.table
-        if self.embed_images:
-            built, failed = embed(built, self.layout, root=self.image_root)
-            wrong = {**{int(samples.positions[i]): error for i, error in failed.items()}, **wrong}
-        bad_rows = self._account_for(wrong, rows, ids, samples.positions) if wrong else set()
-        if bad_rows:
-            built = without(built, [i for i, p in enumerate(samples.positions.tolist()) if int(rows[p]) in bad_rows])
-        self.tally.delivered += num_rows - len(bad_rows)
-        self.tally.samples += built.num_rows
         self.tally.repaired += assembled.num_repaired
         self.tally.trimmed += assembled.num_trimmed
         self.tally.undeclared.update(samples.undeclared)
-        return widen(built, self.target)
+        made = _Made(assembled.table, samples.positions, rows, ids, wrong)
+        if not self.embed_images:
+            yield self._settle(made, 0, len(rows))
+            return
+        for first, stop in self._pieces(made):
+            yield self._settle(made, first, stop)
+
+    def _pieces(self, made: _Made) -> Iterator[tuple[int, int]]:
+        """Ranges of positions whose images fit into one table; the copies of a row stay together."""
+        num_copies = self.entry.sampling_strategy.num_copies
+        sizes = np.zeros(len(made.rows), dtype=np.int64)
+        sizes[made.positions] = image_sizes(made.table, self.layout, self.remote_bytes)
+        of_rows = sizes.reshape(-1, num_copies).sum(axis=1).tolist()
+        max_rows = max(1, MAX_EMBEDDED_ROWS // num_copies)
+        first, num_bytes = 0, 0
+        for row, size in enumerate(of_rows):
+            if row > first and (num_bytes + size > EMBEDDED_BYTES or row - first == max_rows):
+                yield first * num_copies, row * num_copies
+                first, num_bytes = row, 0
+            num_bytes += size
+        yield first * num_copies, len(made.rows)
+
+    def _settle(self, made: _Made, first: int, stop: int) -> pa.Table:
+        """The samples of the positions `first` to `stop`, images embedded if asked for, in the target layout; the
+        account is brought up to date.
+        """
+        low, high = np.searchsorted(made.positions, [first, stop]).tolist()
+        built, positions = made.table.slice(low, high - low), made.positions[low:high]
+        wrong = {p: error for p, error in made.wrong.items() if first <= p < stop}
+        if self.embed_images:
+            built, failed = embed(built, self.layout, roots=self.roots)
+            if built.num_rows:
+                self.remote_bytes = max(REMOTE_IMAGE_BYTES, built.nbytes // built.num_rows)
+            wrong = {**{int(positions[i]): error for i, error in failed.items()}, **wrong}
+        numbers = made.rows[positions]
+        bad_rows = self._account_for(wrong, made) if wrong else set()
+        if bad_rows:
+            good = ~np.isin(numbers, list(bad_rows))
+            built, numbers = built.filter(pa.array(good)), numbers[good]
+        self.tally.delivered += (stop - first) // self.entry.sampling_strategy.num_copies - len(bad_rows)
+        self.tally.samples += built.num_rows
+        built = widen(built, self.target)
+        return built.append_column(ROW, pa.array(numbers)) if self.with_rows else built
 
     def _ids(self, samples: Samples, rows: npt.NDArray[np.int64], copies: npt.NDArray[np.int64] | None) -> list[str]:
         prefix = f"{self.entry.config_name}-{self.stem}-"
@@ -237,20 +309,14 @@ class _Stage:
         # pandas makes whole numbers floats where one of them is missing
         return str(int(given)) if isinstance(given, float) and given.is_integer() else str(given)
 
-    def _account_for(
-        self,
-        wrong: dict[int, MixtureError],
-        rows: npt.NDArray[np.int64],
-        ids: list[str],
-        positions: npt.NDArray[np.int64],
-    ) -> set[int]:
+    def _account_for(self, wrong: dict[int, MixtureError], made: _Made) -> set[int]:
         """Raise the first error, or write each row at fault into the ledger, once however many copies of it there
         are.
         """
-        by_position = dict(zip(positions.tolist(), ids, strict=True))
+        by_position = dict(zip(made.positions.tolist(), made.ids, strict=True))
         bad_rows: set[int] = set()
         for position in sorted(wrong):
-            row, error = int(rows[position]), wrong[position]
+            row, error = int(made.rows[position]), wrong[position]
             if self.entry.on_error == "raise":
                 raise error.at(f"{self.file.path} row {row} ({self.entry.label})") from error.__cause__
             if row not in bad_rows:

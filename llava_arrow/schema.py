@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from llava_arrow.column_types import IMAGE_COLUMNS, Layout, arrow_type, one_array
 from llava_arrow.conversation_checks import check_conversations, turns_to_arrow
@@ -132,6 +132,8 @@ def _typed(
     wrong: dict[int, MixtureError] = {}
     fitting = []
     for i, value in enumerate(values.to_pylist() if isinstance(values, pa.Array) else values):
+        if "float" in kind:
+            value = _with_numbers(value)
         try:
             pa.array([value], wanted)
             fitting.append(value)
@@ -139,6 +141,16 @@ def _typed(
             fitting.append(None)
             wrong[i] = SchemaError(f"column {column!r} must be {kind}, got {value!r:.80}", code=f"type_{column}")
     return pa.array(fitting, wanted), wrong
+
+
+_NOT_IN_JSON = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def _with_numbers(value: Any) -> Any:
+    """The floats that JSON has no numbers for are written as these texts, as Protocol Buffers do."""
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    return _NOT_IN_JSON.get(value, value) if isinstance(value, str) else value
 
 
 def widen(table: pa.Table, layout: Layout) -> pa.Table:
@@ -156,11 +168,3 @@ def widen(table: pa.Table, layout: Layout) -> pa.Table:
         array = one_array(table.column(column))
         arrays.append(widen_images(array) if kind == "many" and pa.types.is_struct(array.type) else array)
     return pa.table(arrays, schema=layout.arrow_schema)
-
-
-def without(table: pa.Table, positions: Sequence[int]) -> pa.Table:
-    """The table without the samples at `positions`."""
-    if not positions:
-        return table
-    drop = pa.array(sorted(positions), pa.int64())
-    return table.filter(pc.invert(pc.is_in(pa.array(range(table.num_rows), pa.int64()), value_set=drop)))

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from llava_arrow.errors import ConfigError, SourceError
 
-__all__ = ["AesCutoff", "MaxEncImages", "MinSize", "RowFilter", "Sampling"]
+__all__ = ["AesCutoff", "MaxEncImages", "MinSize", "RowFilter", "Sampling", "Where"]
 
 Kind = Literal["all", "first", "end", "random", "dup"]
 STRATEGIES = "all, full, first:N, end:N, random:N, dup:N"
@@ -221,6 +221,37 @@ class MaxEncImages:
 
     def hint(self, best: float) -> str:
         return f"the shortest list there has {_short(-best)} items: a value of at least that keeps a row"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Keep rows whose `column` is the text `value`; null never passes."""
+
+    column: str
+    value: str
+    name: str = "where"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column,)
+
+    def mask(self, table: pa.Table) -> npt.NDArray[np.bool_]:
+        column = table.column(self.column)
+        if pa.types.is_null(column.type):
+            return np.zeros(len(column), dtype=np.bool_)
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            raise SourceError(f"where compares the column '{self.column}' with a text, but it is {column.type}")
+        equal = pc.equal(column, pa.scalar(self.value, column.type))
+        return np.asarray(pc.fill_null(equal, False).to_numpy(), dtype=np.bool_)
+
+    def key(self, table: pa.Table) -> npt.NDArray[Any]:
+        return np.zeros(table.num_rows)
+
+    def can_pass(self, bounds: dict[str, tuple[Any, Any]]) -> bool:
+        return True
+
+    def hint(self, best: float) -> str:
+        return f"no row has {self.column} {self.value!r}"
 
 
 def filter_mask(

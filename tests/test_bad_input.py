@@ -396,7 +396,7 @@ def test_images_that_cannot_be_embedded(
         ("image_missing", "./missing.jpg does not exist"),
         ("image_empty", "./empty.jpg is empty"),
         ("no_image", "./text.jpg is no image (it begins with b'<html>not fo')"),
-        ("image_unreadable", "./folder.jpg cannot be read: Is a directory"),
+        ("image_unreadable", "./folder.jpg is a directory"),
         ("image_outside_root", "./link.png is a link to ../secret.png, outside of the image root ."),
     ]
 

@@ -69,7 +69,8 @@ def read_spec(entry: Entry, file: DataFile) -> ReadSpec:
                 f"{place}: rows without preprocess_fn must have a column 'conversations'; there are "
                 f"{', '.join(offered)}"
             )
-        _need([*entry.features, *entry.keep_columns], offered, place, "the entry declares")
+        declared = [column for column, kind in entry.features.items() if kind != "none"]
+        _need([*declared, *entry.keep_columns], offered, place, "the entry declares")
         known = [*PLAIN_COLUMNS, *entry.features, *entry.keep_columns]
         wanted = [column for column in known if column in offered]
         undeclared = tuple(c for c in offered if c not in known and c not in compared and c != id_column)
@@ -114,6 +115,8 @@ def layout_of(entry: Entry, files: Sequence[DataFile], cache: PlanCache) -> Layo
         declared["image"] = "many" if many else "one"
     for column in entry.keep_columns:
         declared.setdefault(column, found.get(column, "string"))
+    if declared["image"] == "none":
+        del declared["image"]
     return Layout.of(declared)
 
 

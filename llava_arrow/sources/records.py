@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from llava_arrow.errors import MixtureError, SourceError
-from llava_arrow.select import MaxEncImages, RowFilter
+from llava_arrow.select import MaxEncImages, RowFilter, Where
 from llava_arrow.sources import RECORD, ROW
 
 __all__ = ["DECODE_ERRORS", "OnBadRow", "record_table"]
@@ -38,13 +38,14 @@ def record_table(
     if filters:
         decoder, names = _decoder(tuple(dict.fromkeys(c for f in filters for c in f.columns)))
         lengths = {f.column for f in filters if isinstance(f, MaxEncImages)}
+        texts = {f.column for f in filters if isinstance(f, Where)}
         values: list[tuple[Any, ...]] = []
         good = []
         for i, record in enumerate(records):
             try:
                 found = decoder.decode(record)
                 values.append(
-                    tuple(_comparable(name, getattr(found, f"f{k}"), lengths) for k, name in enumerate(names))
+                    tuple(_comparable(name, getattr(found, f"f{k}"), lengths, texts) for k, name in enumerate(names))
                 )
                 good.append(i)
             except (*DECODE_ERRORS, MixtureError) as error:
@@ -52,6 +53,9 @@ def record_table(
         records, rows = [records[i] for i in good], rows[good]
         for k, name in enumerate(names):
             column = [value[k] for value in values]
+            if name in texts:
+                columns[name] = pa.array(column, pa.string())
+                continue
             is_float = any(isinstance(v, float) or (v is not None and abs(v) >= 1 << 63) for v in column)
             columns[name] = (
                 pa.array([None if v is None else float(v) for v in column], pa.float64())
@@ -76,7 +80,9 @@ def _decoder(names: tuple[str, ...]) -> tuple[msgspec.json.Decoder[Any], tuple[s
     return msgspec.json.Decoder(struct), names
 
 
-def _comparable(name: str, value: Any, lengths: set[str]) -> float | int | None:
+def _comparable(name: str, value: Any, lengths: set[str], texts: set[str]) -> Any:
+    if name in texts:
+        return value if isinstance(value, str) else None  # another type is not the text that is asked for
     if name in lengths:
         if value is None:
             return None

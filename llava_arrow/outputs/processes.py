@@ -1,0 +1,84 @@
+"""Numbered pieces of work on several processes, in which nothing but numbers and results travels."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from llava_arrow.errors import OutputError
+
+__all__ = ["run_numbered"]
+
+Result = TypeVar("Result")
+_work: Callable[[int], Any] | None = None
+
+
+def run_numbered(
+    work: Callable[[int], Result], numbers: Iterable[int], *, num_proc: int | None, ahead: int = 1
+) -> Iterator[tuple[int, Result]]:
+    """(number, result) of each piece, in whatever order they end.
+
+    `work` is inherited by forked processes, so it need not be picklable (functions of a notebook are not). With one
+    process, or None, it is called here, in order.
+
+    Args:
+        ahead: pieces that may be under way or done beyond `num_proc` before the caller takes their results.
+
+    Raises:
+        OutputError: a process was killed. What `work` raises: as it is, once pieces under way have ended.
+    """
+    global _work
+    if num_proc is None or num_proc == 1:
+        for number in numbers:
+            yield number, work(number)
+        return
+    _work = work
+    context = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(num_proc, mp_context=context, initializer=_end_with, initargs=(os.getpid(),))
+    pending: dict[Future[Result], int] = {}
+    left = iter(numbers)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+            while True:
+                while len(pending) < num_proc + ahead:
+                    following = next(left, None)
+                    if following is None:
+                        break
+                    pending[pool.submit(_call, following)] = following
+                if not pending:
+                    return
+                done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield pending.pop(future), future.result()
+    except BrokenProcessPool as error:
+        raise OutputError(
+            "a worker process was killed (out of memory?): run the same command again, what is finished is kept",
+            code="process_killed",
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        _work = None
+
+
+def _call(number: int) -> Any:
+    assert _work is not None
+    return _work(number)
+
+
+def _end_with(parent: int) -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

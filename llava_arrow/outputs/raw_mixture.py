@@ -1,0 +1,91 @@
+"""The mixture file beside a raw export: it restores the entries, and the column types that JSON does not keep."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from llava_arrow.column_types import IMAGE_COLUMNS, Layout, parse_column_type
+from llava_arrow.errors import ConfigError
+from llava_arrow.ledger import Tally
+from llava_arrow.mixture import MIXTURE_CONFIG
+from llava_arrow.outputs.origins import Origin
+
+__all__ = ["MAX_DATA_SOURCES", "PartSummary", "new_mixture"]
+
+MAX_DATA_SOURCES = 1_000
+"""More, and they are no names of datasets: one entry holds them all."""
+MARK = "entry"
+"""The key that says a record's entry, where its data source does not."""
+
+
+@dataclass
+class PartSummary:
+    """What became of a part of an export: counts, and the data sources of its samples in order of appearance."""
+
+    entry: str
+    tally: Tally = field(default_factory=Tally)
+    num_samples: int = 0
+    num_images_written: int = 0
+    num_bytes_written: int = 0
+    sources: Counter[str | None] = field(default_factory=Counter)
+
+    def count_source(self, data_source: str | None) -> None:
+        """One more sample of a data source; of more than `MAX_DATA_SOURCES`, no further ones are listed."""
+        if data_source in self.sources or len(self.sources) <= MAX_DATA_SOURCES:
+            self.sources[data_source] += 1
+
+
+def new_mixture(
+    origin: Origin, summaries: Sequence[PartSummary], *, json_name: str, image_dir: str
+) -> tuple[str, bool]:
+    """The text of `mixture.yaml`, and whether each record must say its entry under the key `entry`.
+
+    Where every entry has a data source of its own, that tells its records from the others'.
+    """
+    common = {"json_path": json_name, "image_root": image_dir}
+    entries: list[dict[str, Any]] = []
+    marked = False
+    if origin.entries:
+        filled = [e for e in origin.entries if any(s.entry == e.name and s.num_samples for s in summaries)]
+        owned = [set().union(*(s.sources for s in summaries if s.entry == e.name)) for e in filled]
+        names = [next(iter(found)) for found in owned]
+        marked = len(filled) > 1 and (any(len(found) > 1 for found in owned) or len(set(names)) < len(names))
+        for entry, data_source in zip(filled, names, strict=True):
+            where = {MARK: entry.name} if marked else {"data_source": data_source}
+            item: dict[str, Any] = {"name": entry.name, **common, **({"where": where} if len(filled) > 1 else {})}
+            entries.append({**item, "features": _features(entry.layout), **entry.settings})
+    else:
+        sources: dict[str | None, None] = {}
+        for summary in summaries:
+            sources.update(dict.fromkeys(summary.sources))
+        is_told = None not in sources and MIXTURE_CONFIG not in sources and 1 < len(sources) <= MAX_DATA_SOURCES
+        only = next(iter(sources)) if len(sources) == 1 else None
+        for name in sources if is_told else [only if only not in (None, MIXTURE_CONFIG) else "data"]:
+            item = {"name": name, **common, **({"where": {"data_source": name}} if is_told else {})}
+            entries.append({**item, "features": _features(origin.layout), "placeholders": "off"})
+    head = (
+        f'# The samples of {json_name} as a mixture: load_dataset("llava_mixture", …, mixture="mixture.yaml").\n'
+        "# `features` restores the column types that JSON does not keep.\n"
+    )
+    top = {key: value for key, value in origin.top.items() if value}
+    return head + yaml.safe_dump({**top, "datasets": entries}, sort_keys=False, allow_unicode=True, width=1000), marked
+
+
+def _features(layout: Layout) -> dict[str, str]:
+    """The declared columns, as far as a mixture can declare them."""
+    declared = {} if "image" in layout.kinds else {"image": "none"}
+    for column, kind in layout.declared.items():
+        if column in IMAGE_COLUMNS:
+            declared[column] = kind
+        elif kind not in ("one", "many"):
+            try:
+                parse_column_type(kind)
+                declared[column] = kind
+            except ConfigError:
+                continue  # its values are in the JSON all the same
+    return declared
