@@ -242,14 +242,14 @@ def _enc_images(key: str, value: Any, context: Context) -> MaxEncImages:
 
 
 def _where(key: str, value: Any, context: Context) -> Where:
-    if (
-        not isinstance(value, Mapping)
-        or len(value) != 1
-        or not all(isinstance(t, str) for p in value.items() for t in p)
-    ):
-        raise ConfigError(f"{key} must be a mapping {{column: text}} of one column, got {value!r}")
-    ((column, text),) = value.items()
-    return Where(column=column, value=text)
+    pairs = list(value.items()) if isinstance(value, Mapping) else []
+    column, texts = pairs[0] if len(pairs) == 1 else (None, None)
+    texts = texts if isinstance(texts, list) else [texts]
+    if not isinstance(column, str) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(
+            f"{key} must be a mapping {{column: text}} of one column and one or several texts, got {value!r}"
+        )
+    return Where(column=column, values=tuple(texts))
 
 
 def _features(key: str, value: Any, context: Context) -> dict[str, str]:

@@ -225,10 +225,10 @@ class MaxEncImages:
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """Keep rows whose `column` is the text `value`; null never passes."""
+    """Keep rows whose `column` is one of the texts `values`; null never passes."""
 
     column: str
-    value: str
+    values: tuple[str, ...]
     name: str = "where"
 
     @property
@@ -241,8 +241,7 @@ class Where:
             return np.zeros(len(column), dtype=np.bool_)
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             raise SourceError(f"where compares the column '{self.column}' with a text, but it is {column.type}")
-        equal = pc.equal(column, pa.scalar(self.value, column.type))
-        return np.asarray(pc.fill_null(equal, False).to_numpy(), dtype=np.bool_)
+        return np.asarray(pc.is_in(column, pa.array(self.values, column.type)).to_numpy(), dtype=np.bool_)
 
     def key(self, table: pa.Table) -> npt.NDArray[Any]:
         return np.zeros(table.num_rows)
@@ -251,7 +250,7 @@ class Where:
         return True
 
     def hint(self, best: float) -> str:
-        return f"no row has {self.column} {self.value!r}"
+        return f"no row has {self.column} {' or '.join(map(repr, self.values))}"
 
 
 def filter_mask(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ __all__ = ["MAX_DATA_SOURCES", "PartSummary", "new_mixture"]
 
 MAX_DATA_SOURCES = 1_000
 """More, and they are no names of datasets: one entry holds them all."""
+MAX_LISTED = 100
+"""Data sources that one entry of the new mixture names."""
 MARK = "entry"
 """The key that says a record's entry, where its data source does not."""
 
@@ -52,11 +54,13 @@ def new_mixture(
     marked = False
     if origin.entries:
         filled = [e for e in origin.entries if any(s.entry == e.name and s.num_samples for s in summaries)]
-        owned = [set().union(*(s.sources for s in summaries if s.entry == e.name)) for e in filled]
-        names = [next(iter(found)) for found in owned]
-        marked = len(filled) > 1 and (any(len(found) > 1 for found in owned) or len(set(names)) < len(names))
-        for entry, data_source in zip(filled, names, strict=True):
-            where = {MARK: entry.name} if marked else {"data_source": data_source}
+        owned = [dict.fromkeys(x for s in summaries if s.entry == e.name for x in s.sources) for e in filled]
+        marked = len(filled) > 1 and not _tell_apart(owned)
+        for entry, found in zip(filled, owned, strict=True):
+            texts = list(found)
+            where: dict[str, Any] = {MARK: entry.name}
+            if not marked:
+                where = {"data_source": texts[0] if len(texts) == 1 else texts}
             item: dict[str, Any] = {"name": entry.name, **common, **({"where": where} if len(filled) > 1 else {})}
             entries.append({**item, "features": _features(entry.layout), **entry.settings})
     else:
@@ -74,6 +78,12 @@ def new_mixture(
     )
     top = {key: value for key, value in origin.top.items() if value}
     return head + yaml.safe_dump({**top, "datasets": entries}, sort_keys=False, allow_unicode=True, width=1000), marked
+
+
+def _tell_apart(owned: Sequence[Mapping[str | None, None]]) -> bool:
+    """Whether no data source is that of two entries, and none of them has more than a file can list."""
+    everything = [name for found in owned for name in found]
+    return len(set(everything)) == len(everything) and all(len(found) <= MAX_LISTED for found in owned)
 
 
 def _features(layout: Layout) -> dict[str, str]:
