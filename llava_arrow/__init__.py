@@ -18,6 +18,8 @@ from llava_arrow.errors import (
     SourceError,
 )
 from llava_arrow.mixture import Mixture
+from llava_arrow.outputs.folder import export_parquet
+from llava_arrow.outputs.hub import push_to_hub
 from llava_arrow.outputs.raw import export_raw
 from llava_arrow.preprocess.registry import register_preprocess
 from llava_arrow.shards import Shard
@@ -36,6 +38,8 @@ __all__ = [
     "Shard",
     "SourceError",
     "__version__",
+    "export_parquet",
     "export_raw",
+    "push_to_hub",
     "register_preprocess",
 ]

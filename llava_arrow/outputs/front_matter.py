@@ -11,7 +11,7 @@ import yaml
 
 from llava_arrow.errors import ConfigError
 
-__all__ = ["config_files", "read_front_matter", "with_front_matter"]
+__all__ = ["config_files", "read_front_matter", "with_front_matter", "without_front_matter"]
 
 _FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 
@@ -30,9 +30,13 @@ def read_front_matter(text: str) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def with_front_matter(values: Mapping[str, Any], text: str) -> str:
-    """`text`, without a front matter of its own, below these values."""
-    body = _FRONT_MATTER.sub("", text, count=1)
+def without_front_matter(text: str) -> str:
+    """What follows the front matter."""
+    return _FRONT_MATTER.sub("", text, count=1)
+
+
+def with_front_matter(values: Mapping[str, Any], body: str) -> str:
+    """`body` below these values."""
     head = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=1000)
     return f"---\n{head}---\n{body}"
 

@@ -12,12 +12,18 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from llava_arrow.errors import OutputError
+from llava_arrow.errors import ConfigError, OutputError
 
-__all__ = ["run_numbered"]
+__all__ = ["check_num_proc", "run_numbered"]
 
 Result = TypeVar("Result")
 _work: Callable[[int], Any] | None = None
+
+
+def check_num_proc(num_proc: object) -> None:
+    """A ConfigError where `num_proc` is neither None nor a number of processes."""
+    if num_proc is not None and (not isinstance(num_proc, int) or isinstance(num_proc, bool) or num_proc < 1):
+        raise ConfigError(f"num_proc must be a whole number ≥ 1, got {num_proc!r}")
 
 
 def run_numbered(

@@ -28,9 +28,9 @@ from llava_arrow.outputs.dataset_origin import dataset_origin, parquet_origin
 from llava_arrow.outputs.image_files import ImageFile, ImageFolder, images_of, lines_of, name_images
 from llava_arrow.outputs.names import ImageNames, is_safe_path
 from llava_arrow.outputs.origins import Origin, Part, mixture_origin
-from llava_arrow.outputs.processes import run_numbered
+from llava_arrow.outputs.processes import check_num_proc, run_numbered
 from llava_arrow.outputs.raw_mixture import PartSummary, new_mixture
-from llava_arrow.outputs.target import STATE_DIR, Target
+from llava_arrow.outputs.target import STATE_DIR, Target, TextFile
 from llava_arrow.paths import is_url
 from llava_arrow.plan_cache import PlanCache
 from llava_arrow.sources import ROW
@@ -125,8 +125,7 @@ def _check_arguments(json_name: str, image_dir: str, on_error: str, num_proc: in
             raise ConfigError(f"{key} must be a plain name and none of {', '.join(reserved)}, got {name!r}")
     if on_error not in ("raise", "skip"):
         raise ConfigError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-    if num_proc is not None and (not isinstance(num_proc, int) or num_proc < 1):
-        raise ConfigError(f"num_proc must be a whole number ≥ 1, got {num_proc!r}")
+    check_num_proc(num_proc)
 
 
 def _open(
@@ -279,7 +278,7 @@ class _Exporter:
         mixture, marked = new_mixture(self.origin, summaries, json_name=plan["json_name"], image_dir=self.image_dir)
         target.log_files([MIXTURE, REPORT, LEDGER, plan["json_name"]])
         with target.create(LEDGER) as file:
-            write_ledger(tallies, _TextFile(file))
+            write_ledger(tallies, TextFile(file))
         target.write_text(REPORT, json.dumps(report, indent=2, ensure_ascii=False))
         target.write_text(MIXTURE, mixture)
         with target.create(plan["json_name"]) as file:
@@ -319,18 +318,6 @@ class _Exporter:
                     file.write((b"" if is_first else separator) + separator.join(texts))
                     is_first = False
         file.write(b"\n]\n" if is_array else b"\n")
-
-
-class _TextFile:
-    """Text for a file of bytes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def write(self, text: str) -> int:
-        """Write `text` as UTF-8."""
-        self._file.write(text.encode("utf-8"))
-        return len(text)
 
 
 def _as_json(column: pa.ChunkedArray) -> list[Any]:

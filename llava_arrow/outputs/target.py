@@ -18,7 +18,7 @@ import posixpath
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 
@@ -26,7 +26,7 @@ from llava_arrow.errors import OutputError
 from llava_arrow.paths import is_url
 from llava_arrow.sources.files import filesystem
 
-__all__ = ["STATE_DIR", "Target", "writing"]
+__all__ = ["STATE_DIR", "Target", "TextFile", "writing"]
 
 STATE_DIR = ".llava-mixture"
 PLAN, FILES, MANIFEST = f"{STATE_DIR}/plan.json", f"{STATE_DIR}/files.txt", f"{STATE_DIR}/manifest.json"
@@ -223,9 +223,13 @@ class Target:
             temporary = self.path(f"{STATE_DIR}/unfinished/{os.getpid()}-{os.path.basename(name)}")
             for needed in (path, temporary):
                 os.makedirs(os.path.dirname(needed), exist_ok=True)
-            with pa.OSFile(temporary, "wb") as file:
-                yield file
-            os.replace(temporary, path)
+            try:
+                with pa.OSFile(temporary, "wb") as file:
+                    yield file
+                os.replace(temporary, path)
+            except BaseException:
+                self.remove(os.path.relpath(temporary, self.root))
+                raise
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file, all of it or nothing."""
@@ -277,3 +281,15 @@ class Target:
             shutil.rmtree(path) if os.path.isdir(path) else self.remove(f"{STATE_DIR}/{name}")
         elif self._fs.exists(path):
             self._fs.rm(path, recursive=True)
+
+
+class TextFile:
+    """Text for a file of bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        """Write `text` as UTF-8."""
+        self._file.write(text.encode("utf-8"))
+        return len(text)

@@ -1,0 +1,342 @@
+"""Samples → Parquet files that `datasets` and the dataset viewer read without this package.
+
+What a file looks like depends on its samples only: row groups are cut by rows and bytes, chunks by content.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import posixpath
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llava_arrow.column_types import Layout, is_list_type, one_array
+from llava_arrow.config_data import ConfigData
+from llava_arrow.image_roots import ImageRoots
+from llava_arrow.images import image_format, image_owners
+from llava_arrow.ledger import Tally
+from llava_arrow.outputs.names import is_safe_path
+from llava_arrow.paths import is_url
+from llava_arrow.shards import Shard
+
+__all__ = ["ImageStats", "PartFile", "PartRecord", "parquet_schema", "write_part", "yaml_features"]
+
+IMAGE_GROUP_ROWS = 100
+"""The dataset viewer reads whole row groups: with images, it asks for at most this many rows …"""
+GROUP_BYTES = 100_000_000
+"""… and this many bytes."""
+TEXT_GROUP_ROWS = 10_000
+FOOTER_BYTES, GROUP_FOOTER_BYTES = 8_192, 3_072
+"""What a file has beyond its row groups, roughly: schema, and per group offsets and statistics."""
+NUM_MEASURED = 16
+"""Images of a part whose width and height are looked at, for the card."""
+NUM_PREVIEWED = 3
+PREVIEW_CHARACTERS = 300
+
+OpenFile = Callable[[int], AbstractContextManager[Any]]
+
+
+@dataclass
+class PartFile:
+    """A file of a part: its number in the part, rows and bytes."""
+
+    number: int
+    num_rows: int
+    num_bytes: int
+
+
+@dataclass
+class ImageStats:
+    """Images of one column. `sides` are (width, height) in pixels of the first of each part."""
+
+    count: int = 0
+    num_bytes: int = 0
+    formats: dict[str, int] = field(default_factory=dict)
+    sides: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, other: ImageStats) -> None:
+        """Add those of another part, in place."""
+        self.count += other.count
+        self.num_bytes += other.num_bytes
+        self.formats = dict(Counter(self.formats) + Counter(other.formats))
+        self.sides += other.sides
+
+
+@dataclass
+class PartRecord:
+    """What became of a part: its files, the account of its rows, and what the card says of it."""
+
+    files: list[PartFile] = field(default_factory=list)
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    arrow_bytes: int = 0
+    images: dict[str, ImageStats] = field(default_factory=dict)
+    preview: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON."""
+        plain = asdict(self)
+        return {**plain, "tallies": {name: tally.to_json() for name, tally in self.tallies.items()}}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> PartRecord:
+        """The record that `to_json` wrote."""
+        return cls(
+            files=[PartFile(**item) for item in data["files"]],
+            tallies={name: Tally.from_json(tally) for name, tally in data["tallies"].items()},
+            arrow_bytes=data["arrow_bytes"],
+            images={
+                name: ImageStats(**{**stats, "sides": [tuple(pair) for pair in stats["sides"]]})
+                for name, stats in data["images"].items()
+            },
+            preview=data["preview"],
+        )
+
+
+def parquet_schema(layout: Layout) -> pa.Schema:
+    """The Arrow schema with the features for `datasets`: lists in the spelling that 2.16 knows and 5 reads."""
+    features = {column: _feature(kind) for column, kind in layout.kinds.items()}
+    return layout.arrow_schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _feature(kind: str) -> Any:
+    if kind.startswith("list<"):
+        return [_feature(kind[5:-1])]
+    text = {"dtype": "string", "_type": "Value"}
+    known: dict[str, Any] = {
+        "text": text,
+        "one": {"_type": "Image"},
+        "many": [{"_type": "Image"}],
+        "turns": [{"from": text, "value": text}],
+    }
+    return known.get(kind, {"dtype": kind, "_type": "Value"})
+
+
+def yaml_features(layout: Layout) -> list[dict[str, Any]]:
+    """The features as `dataset_info` in a README.md has them.
+
+    >>> yaml_features(Layout({"gen_score": "list<float32>"}))
+    [{'name': 'gen_score', 'list': 'float32'}]
+    """
+    return [{"name": column, **_yaml_feature(kind)} for column, kind in layout.kinds.items()]
+
+
+def _yaml_feature(kind: str) -> dict[str, Any]:
+    if kind.startswith("list<"):
+        inner = _yaml_feature(kind[5:-1])
+        return {"list": inner["dtype"] if set(inner) == {"dtype"} else inner}
+    known: dict[str, dict[str, Any]] = {
+        "text": {"dtype": "string"},
+        "one": {"dtype": "image"},
+        "many": {"list": "image"},
+        "turns": {"list": [{"name": "from", "dtype": "string"}, {"name": "value", "dtype": "string"}]},
+    }
+    return known.get(kind, {"dtype": kind})
+
+
+def write_part(data: ConfigData, shards: list[Shard], open_file: OpenFile, *, max_file_bytes: int) -> PartRecord:
+    """Write the samples of `shards` as one file, or as several where one would have more than `max_file_bytes`.
+
+    Args:
+        open_file: number of the file in the part → a context with a binary file-like object to write.
+    """
+    record = PartRecord(images={column: ImageStats() for column in data.layout.image_columns})
+    writer = _PartWriter(data.layout, open_file, max_file_bytes, record)
+    with writer:
+        for shard in shards:
+            tally = record.tallies.setdefault(shard.entry.config_name, Tally())
+            roots = ImageRoots.of_entry(shard.entry, shard.file.path)
+            for table in data.tables(shard, tally):
+                plain = _with_relative_paths(table, data.layout, roots)
+                record.arrow_bytes += plain.nbytes
+                _look_at(plain, data.layout, record)
+                writer.add(plain)
+    return record
+
+
+class _PartWriter:
+    """Cuts tables into row groups and files."""
+
+    def __init__(self, layout: Layout, open_file: OpenFile, max_file_bytes: int, record: PartRecord) -> None:
+        self._layout, self._open, self._record = layout, open_file, record
+        self._schema = parquet_schema(layout)
+        self._max_rows = IMAGE_GROUP_ROWS if layout.image_columns else TEXT_GROUP_ROWS
+        self._max_file_bytes = max_file_bytes
+        self._max_bytes = min(GROUP_BYTES, max_file_bytes)
+        self._pending: list[pa.Table] = []
+        self._num_rows = self._num_bytes = self._num_groups = 0
+        self._stack = ExitStack()
+        self._file: Any = None
+        self._writer: pq.ParquetWriter | None = None
+        self._options = _writer_options(self._schema)
+
+    def __enter__(self) -> _PartWriter:
+        return self
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        if kind is None:
+            try:
+                self._flush()
+                self._close()
+                return
+            except BaseException:
+                kind, value, trace = sys.exc_info()
+        if self._writer is not None:
+            self._writer.is_open = False  # it would write its footer when it is collected
+        if not self._stack.__exit__(kind, value, trace):  # the file is given up, and may say more of its error
+            raise value
+
+    def add(self, table: pa.Table) -> None:
+        """Take some more samples."""
+        start = 0
+        for row, size in enumerate(_row_bytes(table).tolist()):
+            is_full = self._num_rows == self._max_rows or self._num_bytes + size > self._max_bytes
+            if self._num_rows and is_full:
+                self._pending.append(table.slice(start, row - start))
+                self._flush()
+                start = row
+            self._num_rows += 1
+            self._num_bytes += size
+        self._pending.append(table.slice(start))
+
+    def _flush(self) -> None:
+        if not self._num_rows:
+            return
+        group = pa.concat_tables(self._pending).combine_chunks().cast(self._schema)
+        if self._writer is not None:
+            footer = FOOTER_BYTES + self._num_groups * GROUP_FOOTER_BYTES
+            if self._file.tell() + self._num_bytes + footer > self._max_file_bytes:
+                self._close()
+        if self._writer is None:
+            self._file = self._stack.enter_context(self._open(len(self._record.files)))
+            self._writer = pq.ParquetWriter(self._file, self._schema, **self._options)
+            self._record.files.append(PartFile(len(self._record.files), 0, 0))
+            self._num_groups = 0
+        self._writer.write_table(group, row_group_size=self._num_rows)
+        self._num_groups += 1
+        self._record.files[-1].num_rows += self._num_rows
+        self._pending, self._num_rows, self._num_bytes = [], 0, 0
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._record.files[-1].num_bytes = self._file.tell()
+            self._stack.close()
+            self._writer = None
+
+
+def _writer_options(schema: pa.Schema) -> dict[str, Any]:
+    """Images are compressed already; the rest is text. Statistics of images would be images."""
+    leaves = list(_leaves(schema))
+    plain = [leaf for leaf in leaves if not leaf.endswith(".bytes")]
+    options: dict[str, Any] = {
+        "compression": {leaf: "NONE" if leaf.endswith(".bytes") else "ZSTD" for leaf in leaves},
+        "use_dictionary": plain,
+        "write_statistics": plain,
+        "write_page_index": True,
+    }
+    if "use_content_defined_chunking" in inspect.signature(pq.ParquetWriter.__init__).parameters:
+        options["use_content_defined_chunking"] = True
+    return options
+
+
+def _leaves(schema: pa.Schema) -> Iterator[str]:
+    def below(name: str, kind: pa.DataType) -> Iterator[str]:
+        if is_list_type(kind):
+            yield from below(f"{name}.list.element", kind.value_type)
+        elif pa.types.is_struct(kind):
+            for i in range(kind.num_fields):
+                yield from below(f"{name}.{kind.field(i).name}", kind.field(i).type)
+        else:
+            yield name
+
+    for item in schema:
+        yield from below(item.name, item.type)
+
+
+def _row_bytes(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Bytes of each row: those of its images exactly, of the rest its share."""
+    sizes = np.zeros(table.num_rows, dtype=np.int64)
+    for column in table.column_names:
+        array = one_array(table.column(column))
+        is_list = is_list_type(array.type)
+        items = array.flatten() if is_list else array
+        if pa.types.is_struct(items.type) and items.type.get_field_index("bytes") >= 0:
+            lengths = items.field("bytes")
+            each = pa.compute.fill_null(pa.compute.binary_length(lengths), 0).to_numpy(zero_copy_only=False)
+            np.add.at(sizes, image_owners(array, "many" if is_list else "one"), each)
+    rest = table.nbytes - int(sizes.sum())
+    return sizes + max(0, rest) // max(1, table.num_rows)
+
+
+def _with_relative_paths(table: pa.Table, layout: Layout, roots: ImageRoots) -> pa.Table:
+    """Paths of images relative to their root: where they lay on this machine is nobody's business."""
+    for column, kind in layout.image_columns.items():
+        array = one_array(table.column(column))
+        items = array.flatten() if kind == "many" else array
+        paths = [None if path is None else _relative(path, roots) for path in items.field("path").to_pylist()]
+        made = pa.StructArray.from_arrays(
+            [items.field("bytes"), pa.array(paths, pa.string())], fields=list(items.type), mask=items.is_null()
+        )
+        if kind == "many":
+            offsets = array.offsets.to_numpy()
+            made = pa.ListArray.from_arrays(pa.array(offsets - offsets[0], pa.int32()), made)
+        table = table.set_column(table.column_names.index(column), table.schema.field(column), made)
+    return table
+
+
+def _relative(path: str, roots: ImageRoots) -> str:
+    inner = roots.relative(path) if path.startswith("/") or is_url(path) else path
+    return inner if inner is not None and is_safe_path(inner) else posixpath.basename(path.partition("?")[0])
+
+
+def _look_at(table: pa.Table, layout: Layout, record: PartRecord) -> None:
+    for column, kind in layout.image_columns.items():
+        array = one_array(table.column(column))
+        items = (array.flatten() if kind == "many" else array).field("bytes").drop_null()
+        stats = record.images[column]
+        stats.count += len(items)
+        stats.num_bytes += int(pa.compute.sum(pa.compute.binary_length(items)).as_py() or 0)
+        formats = Counter(image_format(item.as_buffer()[:12]) or "?" for item in items)
+        stats.formats = dict(Counter(stats.formats) + formats)
+        for item in items[: max(0, NUM_MEASURED - len(stats.sides))]:
+            size = _sides(item.as_py())
+            stats.sides += [] if size is None else [size]
+    wanted = NUM_PREVIEWED - len(record.preview)
+    if wanted > 0:
+        record.preview += [_shortened(sample) for sample in table.slice(0, wanted).to_pylist()]
+
+
+def _sides(data: bytes) -> tuple[int, int] | None:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.size
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def _shortened(value: Any) -> Any:
+    """A sample for the card: images by name, size and format, long texts cut."""
+    if isinstance(value, dict) and set(value) == {"bytes", "path"}:
+        sides = _sides(value["bytes"]) if value["bytes"] is not None else None
+        size = "" if sides is None else f", {sides[0]} × {sides[1]}"
+        return f"{value['path'] or 'no name'} ({image_format(value['bytes'] or b'') or 'no image'}{size})"
+    if isinstance(value, dict):
+        return {key: _shortened(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_shortened(item) for item in value[:20]]
+    if isinstance(value, str) and len(value) > PREVIEW_CHARACTERS:
+        return value[:PREVIEW_CHARACTERS] + " …"
+    return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
