@@ -7,13 +7,24 @@ from __future__ import annotations
 import io
 import json
 import os
-import sys
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
 from llava_arrow import __version__
+from llava_arrow.cli_options import (
+    cache_option,
+    clear_progress,
+    json_option,
+    mixture_options,
+    overrides_of,
+    print_json,
+    print_notes,
+    print_report,
+    show_progress,
+    undeclared_keys,
+)
+from llava_arrow.cli_outputs import export, push
 from llava_arrow.entry import Entry
 from llava_arrow.errors import MixtureError
 from llava_arrow.images import image_format
@@ -23,7 +34,6 @@ from llava_arrow.plan_cache import PlanCache
 
 __all__ = ["main"]
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 Item = TypeVar("Item")
 MAX_TEXT_CHARACTERS = 400
 
@@ -49,102 +59,61 @@ def main() -> None:
     """
 
 
-def _mixture_options(command: Command) -> Command:
-    """The builder arguments that change what a mixture means."""
-    decorators = [
-        click.argument("mixture", default="default"),
-        click.option("--image-root", help="What relative image paths are joined to; wins over the entries."),
-        click.option("--seed", type=int, help="Seed of sampling and of random preprocess functions."),
-        click.option("--on-error", type=click.Choice(["raise", "skip"]), help="Wins over the entries."),
-        click.option("--path-map", multiple=True, metavar="OLD=NEW", help="Replace a path prefix; may be repeated."),
-        click.option("--trust-custom-code", is_flag=True, help="Allow preprocess_fn: package.module:function."),
-    ]
-    for decorator in reversed(decorators):
-        command = decorator(command)
-    return command
-
-
-def _overrides(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of `_mixture_options` as builder arguments."""
-    pairs = [text.partition("=") for text in options.pop("path_map")]
-    for old, equals, new in pairs:
-        if not old or not equals:
-            raise click.BadParameter(f"--path-map takes OLD=NEW, got {old + equals + new!r}")
-    options["path_map"] = {old: new for old, _, new in pairs} or None
-    options["trust_custom_code"] = options["trust_custom_code"] or None
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does: the user's own preprocess functions are importable
-    return options
-
-
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_cache_option = click.option("--cache-dir", help="Cache of datasets; default: HF_DATASETS_CACHE.")
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _print_notes(mixture: Mixture) -> None:
-    for note in mixture.notes:
-        click.echo(f"note: {note}", err=True)
-
-
 @main.command()
-@_mixture_options
-@_json_option
+@mixture_options
+@json_option
 def ls(mixture: str, as_json: bool, **options: Any) -> None:
     """List the configs of a mixture. Reads no data."""
-    loaded = Mixture.load(mixture, **_overrides(options))
+    loaded = Mixture.load(mixture, **overrides_of(options))
     if as_json:
-        _print_json(loaded.config_names)
+        print_json(loaded.config_names)
     else:
         click.echo("\n".join(loaded.config_names))
 
 
 @main.command()
-@_mixture_options
-@_cache_option
-@_json_option
+@mixture_options
+@cache_option
+@json_option
 def validate(mixture: str, cache_dir: str | None, as_json: bool, **options: Any) -> None:
     """Check the file, all data files and their columns; say everything that is wrong at once."""
     cache = PlanCache(cache_dir)
-    loaded = validate_mixture(mixture, cache=cache, progress=_progress("checking"), **_overrides(options))
-    _clear_progress()
+    loaded = validate_mixture(mixture, cache=cache, progress=show_progress("checking"), **overrides_of(options))
+    clear_progress()
     if as_json:
-        _print_json({"path": loaded.path, "entries": len(loaded.entries), "notes": loaded.notes})
+        print_json({"path": loaded.path, "entries": len(loaded.entries), "notes": loaded.notes})
         return
-    _print_notes(loaded)
+    print_notes(loaded)
     num_entries = "1 entry" if len(loaded.entries) == 1 else f"{len(loaded.entries)} entries"
     click.echo(f"{loaded.path}: {num_entries}, no mistakes")
 
 
 @main.command()
-@_mixture_options
-@_cache_option
-@_json_option
+@mixture_options
+@cache_option
+@json_option
 def info(mixture: str, cache_dir: str | None, as_json: bool, **options: Any) -> None:
     """Show the tree: groups, entries, rows, rows after filters and sampling, share of the mixture, preprocess
     function.
     """
-    overrides = _overrides(options)
+    overrides = overrides_of(options)
     loaded = Mixture.load(mixture, **overrides)
     cache = PlanCache(cache_dir)
-    show = _progress("counting")
+    show = show_progress("counting")
     counts: dict[str, EntryCounts] = {}
     for entry in loaded.entries:
         show(entry.config_name)
         counts[entry.config_name] = count_entry(entry, cache=cache)
-    _clear_progress()
+    clear_progress()
     shares = group_shares(loaded, counts)
     reports = {e.config_name: _report_if_built(loaded, e, cache_dir) for e in loaded.entries}
     if as_json:
-        _print_json({"path": loaded.path, "seed": loaded.seed, "entries": [
+        print_json({"path": loaded.path, "seed": loaded.seed, "entries": [
             _entry_as_json(loaded, counts[e.config_name], shares[e.config_name], reports[e.config_name])
             for e in loaded.entries
         ]})  # fmt: skip
         return
-    _print_notes(loaded)
+    print_notes(loaded)
     click.echo(render_tree(loaded, counts, shares, reports))
 
 
@@ -183,14 +152,9 @@ def _entry_facts(count: EntryCounts, report: dict[str, Any] | None) -> list[str]
     if report is not None:
         facts.append(
             f"built    {report['delivered']:,} rows delivered, {report['repaired']:,} samples repaired, "
-            f"{report['trimmed']:,} turns trimmed, {report['ledger']:,} rows in the ledger{_undeclared(report)}"
+            f"{report['trimmed']:,} turns trimmed, {report['ledger']:,} rows in the ledger{undeclared_keys(report)}"
         )
     return facts
-
-
-def _undeclared(report: dict[str, Any]) -> str:
-    keys = ", ".join(f"{name} ({count:,})" for name, count in report["undeclared"].items())
-    return f"; keys neither declared nor kept: {keys}" if keys else ""
 
 
 def _describe_preprocess(entry: Entry) -> str:
@@ -238,21 +202,21 @@ def _builder(mixture: Mixture, config_name: str, cache_dir: str | None, **argume
 
 
 @main.command()
-@_mixture_options
+@mixture_options
 @click.argument("config_name", required=False)
 @click.option("-n", "num_rows", default=1, show_default=True, type=click.IntRange(min=1), help="Rows per entry.")
-@_cache_option
-@_json_option
+@cache_option
+@json_option
 def preview(
     mixture: str, config_name: str | None, num_rows: int, cache_dir: str | None, as_json: bool, **options: Any
 ) -> None:
     """Show the first rows of a config (default: of each entry) and the samples they become."""
-    loaded = Mixture.load(mixture, **_overrides(options))
+    loaded = Mixture.load(mixture, **overrides_of(options))
     entries = loaded.entries if config_name is None else loaded.select(config_name)
     cache = PlanCache(cache_dir)
     pairs = {e.config_name: preview_entry(loaded, e.config_name, num_rows, cache=cache) for e in entries}
     if as_json:
-        _print_json({
+        print_json({
             name: [{"row": _shown(row), "samples": _shown(samples)} for row, samples in found]
             for name, found in pairs.items()
         })  # fmt: skip
@@ -314,14 +278,14 @@ def describe_image(data: bytes | None, path: str | None) -> str:
 
 
 @main.command()
-@_mixture_options
+@mixture_options
 @click.argument("config_names", nargs=-1)
 @click.option("--num-proc", type=click.IntRange(min=1), help="Processes.")
 @click.option("--num-shards", type=click.IntRange(min=1), help="Into how many shards the data is cut.")
 @click.option("--image-columns", type=click.Choice(["list"]), help="Make every image column a list.")
 @click.option("--embed-images", is_flag=True, help="Put image bytes into the dataset.")
-@_cache_option
-@_json_option
+@cache_option
+@json_option
 def build(
     mixture: str,
     config_names: tuple[str, ...],
@@ -334,8 +298,8 @@ def build(
     **options: Any,
 ) -> None:
     """Build configs (default: every entry) into the cache of `datasets`, and say what became of the rows."""
-    loaded = Mixture.load(mixture, **_overrides(options))
-    _print_notes(loaded)
+    loaded = Mixture.load(mixture, **overrides_of(options))
+    print_notes(loaded)
     names = config_names or tuple(entry.config_name for entry in loaded.entries)
     for name in names:
         loaded.select(name)
@@ -347,27 +311,10 @@ def build(
         result[name] = {"cache_dir": builder.cache_dir, "report": builder.report()}
         if not as_json:
             click.echo(f"{name}: {builder.cache_dir}")
-            for entry_name, report in builder.report().items():
-                filtered = "".join(f", {filter_name} −{n:,}" for filter_name, n in report["filtered"].items())
-                click.echo(
-                    f"  {entry_name}: {report['rows']:,} rows{filtered}, not sampled {report['not_sampled']:,}, "
-                    f"delivered {report['delivered']:,} as {report['samples']:,} samples, "
-                    f"ledger {report['ledger']:,}{_undeclared(report)}"
-                )
+            print_report(builder.report())
     if as_json:
-        _print_json(result)
+        print_json(result)
 
 
-def _progress(verb: str) -> Callable[[str], None]:
-    """Show what is being worked on, on a terminal."""
-
-    def show(name: str) -> None:
-        if sys.stderr.isatty():
-            click.echo(f"\r\x1b[K{verb} {name} …", nl=False, err=True)
-
-    return show
-
-
-def _clear_progress() -> None:
-    if sys.stderr.isatty():
-        click.echo("\r\x1b[K", nl=False, err=True)
+main.add_command(export)
+main.add_command(push)

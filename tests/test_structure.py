@@ -82,6 +82,8 @@ ORDER = [
     "outputs.hub_merge",
     "outputs.hub_parts",
     "outputs.hub",
+    "cli_options",
+    "cli_outputs",
     "cli",
     "__main__",
 ]
