@@ -1,7 +1,7 @@
 """Write the inputs of the benchmarks: deterministic, made of seeded draws, with the column names of the LaViDa-O
 mixtures.
 
-python benchmarks/data.py out_dir [--rows 3000000] [--records 665000]
+python benchmarks/data.py out_dir [--rows 3000000] [--records 665000] [--images 4000]
 """
 
 from __future__ import annotations
@@ -137,11 +137,36 @@ def write_llava_json(path: Path, num_records: int, *, seed: int = 11) -> None:
         file.write("]")
 
 
+def write_images(folder: Path, num_images: int, *, seed: int = 13) -> None:
+    """JPEGs of about 100 kB, 640 × 480: smooth colours under noise; a hundred to a folder, and their LLaVA JSON."""
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    temporary = folder.with_suffix(".unfinished")
+    pool = sentences(rng, 512, 16)
+    records = []
+    for i in range(num_images):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((640, 480), Image.BICUBIC)
+        noisy = np.asarray(coarse, dtype=np.int16) + rng.integers(-24, 25, (480, 640, 3), dtype=np.int16)
+        name = f"{i // 100:03d}/{i:06d}.jpg"
+        path = temporary / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path, quality=85)
+        turns = [
+            {"from": "human", "value": "<image>\n" + pool[i % 512]},
+            {"from": "gpt", "value": pool[(i + 1) % 512]},
+        ]
+        records.append({"id": f"{i:06d}", "image": name, "conversations": turns})
+    folder.with_suffix(".json").write_text(json.dumps(records))
+    temporary.rename(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--rows", type=int, default=3_000_000)
     parser.add_argument("--records", type=int, default=665_000)
+    parser.add_argument("--images", type=int, default=0)
     args = parser.parse_args()
     args.out_dir.mkdir(parents=True, exist_ok=True)
     captions, conversations = (
@@ -152,6 +177,9 @@ def main() -> None:
         write_captions(captions, args.rows)
     if args.records and not conversations.exists():
         write_llava_json(conversations, args.records)
+    images = args.out_dir / f"images-{args.images}"
+    if args.images and not images.exists():
+        write_images(images, args.images)
 
 
 if __name__ == "__main__":

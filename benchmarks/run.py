@@ -15,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,11 @@ class Comparison:
     theirs: str
     figure: str
     target: str
+    script: str = "work.py"
+    runs: int = 0
 
 
+OUTPUTS = "work_outputs.py"
 COMPARISONS = (
     Comparison("build, captions of 18 words", "ours_build", "filter_and_map", "rate", "≥ 6"),
     Comparison("build, captions of 18 words", "ours_build", "from_generator", "rate", "≥ 3.5"),
@@ -43,22 +47,42 @@ COMPARISONS = (
     Comparison("first streamed sample", "ours_first_sample", "pandas_read_and_filter", "seconds", "≤ 0.15"),
     Comparison("LLaVA JSON array", "ours_json", "load_json", "rate", "≥ 8"),
     Comparison("LLaVA JSON array, peak memory", "ours_json", "load_json", "memory", "≤ 0.2"),
+    Comparison("raw export", "ours_raw", "card_loop", "rate", "≥ 8", OUTPUTS),
+    Comparison("raw export", "ours_raw", "copy", "rate", "≥ 0.7", OUTPUTS, runs=5),
+    Comparison(
+        "raw export, second run after a kill at half", "ours_raw_after_kill", "ours_raw", "seconds", "≤ 0.6", OUTPUTS
+    ),
+    Comparison("Parquet export from raw files", "ours_parquet", "to_parquet", "rate", "≥ 0.9", OUTPUTS, runs=5),
+    Comparison("Parquet export, peak memory", "ours_parquet", "to_parquet", "memory", "≤ 1,000 MB", OUTPUTS, runs=5),
+    Comparison(
+        "Parquet export, second run after a kill at half",
+        "ours_parquet_after_kill",
+        "ours_parquet_ten_parts",
+        "seconds",
+        "≤ 0.6",
+        OUTPUTS,
+    ),
+    Comparison(
+        "raw in → Arrow with bytes", "ours_build_embedded", "from_generator_embedded", "rate", "≥ 1.5", OUTPUTS
+    ),
 )
 
 
-def measure(name: str, data: Path) -> dict[str, float]:
+def measure(name: str, data: Path, script: str = "work.py") -> dict[str, float]:
     """Run a piece of work; its own seconds, samples per second, and peak memory in MB."""
-    command = [sys.executable, str(HERE / "work.py"), name, str(data)]
+    command = [sys.executable, str(HERE / script), name, str(data)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        output, errors = process.stdout.read(), process.stderr.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        with subprocess.Popen(command, stdout=output, stderr=errors, env=environment) as process:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        texts = []
+        for file in (output, errors):
+            file.seek(0)
+            texts.append(file.read().decode())
     if process.returncode:
-        raise SystemExit(f"{name} failed:\n{errors.decode()[-2000:]}")
-    result = json.loads(output.splitlines()[-1])
+        raise SystemExit(f"{name} failed:\n{texts[1][-2000:]}")
+    result = json.loads(texts[0].splitlines()[-1])
     seconds = max(result["seconds"], 1e-9)
     return {"seconds": seconds, "rate": result["samples"] / seconds, "memory": usage.ru_maxrss / 1024}
 
@@ -69,22 +93,22 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--only", help="comparisons whose description contains this")
     args = parser.parse_args()
-    for rows, records in ((3_000_000, 665_000), (9_000_000, 0)):
-        subprocess.run(
-            [sys.executable, str(HERE / "data.py"), str(args.data), "--rows", str(rows), "--records", str(records)],
-            check=True,
-        )
+    wanted = [c for c in COMPARISONS if not args.only or args.only in c.work]
+    make = [sys.executable, str(HERE / "data.py"), str(args.data)]
+    if any(comparison.script == OUTPUTS for comparison in wanted):
+        subprocess.run([*make, "--rows", "0", "--records", "0", "--images", "4000"], check=True)
+    if any(comparison.script != OUTPUTS for comparison in wanted):
+        for rows, records in ((3_000_000, 665_000), (9_000_000, 0)):
+            subprocess.run([*make, "--rows", str(rows), "--records", str(records)], check=True)
     print("| work | ours | theirs | against | ratio (min – max) | target |\n| --- | --- | --- | --- | --- | --- |")
     known: dict[tuple[str, ...], dict[str, list[dict[str, float]]]] = {}
-    for comparison in COMPARISONS:
-        if args.only and args.only not in comparison.work:
-            continue
+    for comparison in wanted:
         pair = (comparison.ours, comparison.theirs)
         if pair not in known:
             known[pair] = {name: [] for name in pair}
-            for _ in range(args.runs):
+            for _ in range(max(args.runs, comparison.runs)):
                 for name in pair:
-                    known[pair][name].append(measure(name, args.data))
+                    known[pair][name].append(measure(name, args.data, comparison.script))
         report(comparison, *(known[pair][name] for name in pair))
     if not args.only or args.only in "single figures":
         single(args.data, args.runs)

@@ -30,7 +30,7 @@ __all__ = ["export", "push"]
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-class _Bytes(click.ParamType):
+class _Bytes(click.ParamType):  # type: ignore[type-arg] # generic in new versions of click only
     """A number of bytes: `500MB`, `1GiB`, `250000000`."""
 
     name = "bytes"

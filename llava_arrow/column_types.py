@@ -62,7 +62,11 @@ def is_list_type(kind: pa.DataType) -> bool:
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:
-    """A table's column as one array, which `combine_chunks` does not promise of every column."""
+    """A table's column as one array, which `combine_chunks` does not promise of every column, and without a copy where
+    it is one already, which `combine_chunks` copies all the same.
+    """
+    if column.num_chunks == 1:
+        return column.chunk(0)
     array = column.combine_chunks()
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 

@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,8 @@ from llava_arrow.sources.files import filesystem
 __all__ = ["checked", "embed", "image_format", "image_owners", "image_sizes", "read_image"]
 
 NUM_THREADS = 32
+NUM_LOCAL_TASKS = 4
+"""Threads that read local files at a time: enough for a disk, few enough not to wait for each other."""
 NUM_ATTEMPTS = 4
 FIRST_WAIT_S = 0.5
 MAX_IMAGE_BYTES = 1 << 29
@@ -44,7 +47,7 @@ _SIGNATURES = {
 }
 
 
-def image_format(data: bytes) -> str | None:
+def image_format(data: Any) -> str | None:
     """The format by its magic number, None where it is none of an image.
 
     >>> image_format(b"GIF89a..."), image_format(b"<html>")
@@ -76,7 +79,7 @@ def read_image(path: str, roots: ImageRoots = ANYWHERE) -> bytes:
     return checked(data, path)
 
 
-def checked(data: bytes, name: str) -> bytes:
+def checked(data: Any, name: str) -> Any:
     """`data`; an ImageError where it does not look like an image."""
     if len(data) > MAX_IMAGE_BYTES:
         raise _too_large(name, len(data))
@@ -93,48 +96,60 @@ def _too_large(name: str, num_bytes: int) -> ImageError:
 
 
 def _read_local(path: str, roots: ImageRoots) -> bytes:
+    descriptor, size = _open_local(path, roots)
     try:
-        # A link is opened only after looking where it leads; a pipe must not be waited for.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise _unreadable(path, error) from error
-        roots.check_real(path, is_link=True)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as broken:
-            raise _unreadable(path, broken) from broken
-    else:
-        try:
-            roots.check_real(path, is_link=False)
-        except ImageError:
-            os.close(descriptor)
-            raise
-    try:
-        return _read_all(descriptor, path)
+        data = bytearray(size)
+        return bytes(memoryview(data)[: _read_into(descriptor, memoryview(data))])
     except OSError as error:
         raise _unreadable(path, error) from error
     finally:
         os.close(descriptor)
 
 
-def _read_all(descriptor: int, path: str) -> bytes:
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
-        raise ImageError(f"{path} is {kind}", code="image_unreadable")
-    if status.st_size > MAX_IMAGE_BYTES:
-        raise _too_large(path, status.st_size)
-    data = os.read(descriptor, status.st_size + 1)
-    while len(data) < status.st_size:  # one read gives all of it, except on a few network filesystems
-        more = os.read(descriptor, status.st_size + 1 - len(data))
-        if not more:
+def _open_local(path: str, roots: ImageRoots) -> tuple[int, int]:
+    """A descriptor of a regular file that lies below its roots, and its size."""
+    try:
+        # A link is opened only after looking where it leads; a pipe must not be waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        is_link = False
+    except (OSError, ValueError) as error:
+        if not isinstance(error, OSError) or error.errno != errno.ELOOP:
+            raise _unreadable(path, error) from error
+        roots.check_real(path, is_link=True)
+        is_link = True
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as broken:
+            raise _unreadable(path, broken) from broken
+    try:
+        if not is_link:
+            roots.check_real(path, is_link=False)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise ImageError(f"{path} is {kind}", code="image_unreadable")
+        if status.st_size > MAX_IMAGE_BYTES:
+            raise _too_large(path, status.st_size)
+    except ImageError:
+        os.close(descriptor)
+        raise
+    return descriptor, status.st_size
+
+
+def _read_into(descriptor: int, view: memoryview) -> int:
+    """Fill `view` from a file; the number of bytes there were. One read gives all, but on some network filesystems."""
+    position = 0
+    while position < len(view):
+        count = os.readv(descriptor, [view[position:]])
+        if not count:
             break
-        data += more
-    return data
+        position += count
+    return position
 
 
-def _unreadable(path: str, error: OSError) -> ImageError:
+def _unreadable(path: str, error: OSError | ValueError) -> ImageError:
+    if isinstance(error, ValueError):
+        return ImageError(f"{path!r} is no path: {error}", code="image_unreadable")
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return ImageError(f"{path} does not exist", code="image_missing")
     return ImageError(f"{path} cannot be read: {error.strerror}", code="image_unreadable")
@@ -190,9 +205,7 @@ def embed(table: pa.Table, layout: Layout, *, roots: ImageRoots) -> tuple[pa.Tab
             owners = image_owners(array, kind)
             for position, error in errors.items():
                 failed.setdefault(int(owners[position]), error)
-        filled = pa.StructArray.from_arrays(
-            [pa.array(data, pa.binary()), items.field("path")], fields=list(IMAGE_TYPE), mask=items.is_null()
-        )
+        filled = pa.StructArray.from_arrays([data, items.field("path")], fields=list(IMAGE_TYPE), mask=items.is_null())
         column_array = filled if kind == "one" else pa.ListArray.from_arrays(_offsets(array), filled)
         table = table.set_column(table.column_names.index(column), table.schema.field(column), column_array)
     return table, failed
@@ -235,7 +248,13 @@ def _size(path: str) -> int:
         return 0  # reading it will say what is wrong
 
 
-def _contents(items: pa.StructArray, roots: ImageRoots) -> tuple[list[bytes | None], dict[int, MixtureError]]:
+def _contents(items: pa.StructArray, roots: ImageRoots) -> tuple[pa.Array, dict[int, MixtureError]]:
+    """The bytes of images, null where there is no image or it fails; errors by position."""
+    given, paths = items.field("bytes"), items.field("path").to_pylist()
+    if given.null_count == len(given) and all(path is not None and not is_url(path) for path in paths):
+        found = _local_contents(paths, roots)
+        if found is not None:
+            return found
     errors: dict[int, MixtureError] = {}
 
     def content(position: int, data: bytes | None, path: str | None) -> bytes | None:
@@ -247,12 +266,43 @@ def _contents(items: pa.StructArray, roots: ImageRoots) -> tuple[list[bytes | No
             errors[position] = error
             return None
 
-    values = list(
-        zip(range(len(items)), items.field("bytes").to_pylist(), items.field("path").to_pylist(), strict=True)
-    )
+    values = list(zip(range(len(items)), given.to_pylist(), paths, strict=True))
     if len(values) < 2 or all(path is None or data is not None for _, data, path in values):
-        return [content(*value) for value in values], errors
-    return list(_pool().map(lambda value: content(*value), values)), errors
+        return pa.array([content(*value) for value in values], pa.binary()), errors
+    return pa.array(_pool().map(lambda value: content(*value), values), pa.binary()), errors
+
+
+def _local_contents(paths: list[str], roots: ImageRoots) -> tuple[pa.Array, dict[int, MixtureError]] | None:
+    """The bytes of local files, read into one buffer without a copy in between; None where a file fails or changes
+    meanwhile, so that each has to be looked at.
+    """
+    ends = np.cumsum([0, *(_size(path) for path in paths)])
+    buffer = pa.allocate_buffer(int(ends[-1]))
+    view = memoryview(buffer)
+    borders = ends.tolist()
+
+    def read(positions: range) -> bool:
+        for i in positions:
+            part = view[borders[i] : borders[i + 1]]
+            try:
+                descriptor, size = _open_local(roots.path_to_open(paths[i]), roots)
+            except MixtureError:
+                return False
+            try:
+                if size != len(part) or _read_into(descriptor, part) != size or image_format(part) is None:
+                    return False
+            except OSError:
+                return False
+            finally:
+                os.close(descriptor)
+        return True
+
+    step = max(1, -(-len(paths) // NUM_LOCAL_TASKS))
+    tasks = [range(start, min(start + step, len(paths))) for start in range(0, len(paths), step)]
+    if not all([read(task) for task in tasks] if len(tasks) == 1 else list(_pool().map(read, tasks))):
+        return None
+    offsets = pa.py_buffer(ends.astype(np.int32))
+    return pa.Array.from_buffers(pa.binary(), len(paths), [None, offsets, buffer]), {}
 
 
 def _pool() -> ThreadPoolExecutor:

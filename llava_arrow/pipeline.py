@@ -35,8 +35,8 @@ __all__ = ["iter_tables", "preview_rows"]
 
 logger = logging.getLogger(__name__)
 
-MAX_EMBEDDED_ROWS = 64
-"""Rows of a table with embedded images."""
+MAX_EMBEDDED_ROWS = 100
+"""Rows of a table with embedded images: those of a row group of a Parquet export, which then need not be copied."""
 EMBEDDED_BYTES = 32 << 20
 """Bytes of images in such a table: as many rows as fit, at least one."""
 REMOTE_IMAGE_BYTES = 256 << 10

@@ -10,13 +10,14 @@ It speaks what `huggingface_hub` 0.22 to 2.4 (LFS, no xet) and `datasets` 2.16 t
 from __future__ import annotations
 
 import base64
+import fnmatch
 import hashlib
 import json
 import re
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +25,8 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGEST_REGULAR_FILE = 10 * 2**20
+ATTRIBUTES = b"*.parquet filter=lfs diff=lfs merge=lfs -text\n"
+"""`.gitattributes` of a new repo: which files are large, besides those over the limit."""
 JSON = "application/json"
 
 
@@ -107,6 +110,7 @@ class Fault:
     They are answered `status` (None: as usual, for a mere delay) and nothing is done. With `after=True` what they ask
     for is done nevertheless. With `drop_after_bytes=n` the connection is closed instead, when n bytes of the request's
     body were read, or with `after=True` when the request was served and n bytes of the answer's body were sent.
+    `before` is called first of all: what others do, or what becomes of the client, at that moment.
     """
 
     method: str = ""  # any
@@ -119,6 +123,7 @@ class Fault:
     delay_s: float = 0
     after: bool = False
     skip: int = 0
+    before: Callable[[], object] | None = None
 
 
 @dataclass
@@ -177,6 +182,26 @@ def blob_sha(content: Content) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
+def is_large(files: Mapping[str, Content], path: str, size: int) -> bool:
+    """Whether a file of this path and size goes into the store for large files."""
+    attributes = files.get(".gitattributes", b"")
+    lines = [line.split() for line in attributes.decode().splitlines()] if isinstance(attributes, bytes) else []
+    patterns = [line[0] for line in lines if "filter=lfs" in line]
+    return size > LARGEST_REGULAR_FILE or _matches(path, patterns)
+
+
+def is_ignored(files: Mapping[str, Content], path: str) -> bool:
+    """Whether the repo's `.gitignore` names it (by simple patterns only)."""
+    ignored = files.get(".gitignore", b"")
+    return _matches(path, ignored.decode().split() if isinstance(ignored, bytes) else [])
+
+
+def _matches(path: str, patterns: list[str]) -> bool:
+    parts = path.split("/")
+    names = [*parts, *("/".join(parts[:i]) for i in range(2, len(parts) + 1))]
+    return any(fnmatch.fnmatchcase(name, pattern.rstrip("/")) for pattern in patterns for name in names)
+
+
 def children(files: Iterable[str], folder: str, recursive: bool) -> list[str]:
     """The paths of files and folders below a folder, sorted."""
     prefix = f"{folder}/" if folder else ""
@@ -222,6 +247,7 @@ class HubServer:
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str, int]] = []  # (method, path without query, status; 0 if dropped)
         self.uploads: list[tuple[str, int]] = []  # (sha256, bytes) of each object that was received whole
+        self.yaml_errors: list[str] = []  # what the Hub finds wrong with any front matter
         self._lock = threading.RLock()
         self._server = _Server(self)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -232,6 +258,30 @@ class HubServer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def commit_files(
+        self, repo_id: str, files: dict[str, bytes | None], message: str = "by hand", *, branch: str = "main"
+    ) -> Commit:
+        """A commit of somebody else's: the content of files, None for those that go. The repo is made if need be."""
+        with self._lock:
+            repo = self.repos.get(repo_id) or self._new_repo(repo_id, private=False)
+            parent = repo.resolve(branch)
+            found = dict(parent.files)
+            for path, data in files.items():
+                if data is None:
+                    del found[path]
+                elif is_large(found, path, len(data)):
+                    content = Lfs(hashlib.sha256(data).hexdigest(), len(data))
+                    repo.objects[content.oid] = data
+                    found[path] = content
+                else:
+                    found[path] = data
+            return repo.add_commit(f"refs/heads/{branch}", parent, message, found, len(files))
+
+    def _new_repo(self, name: str, *, private: bool) -> Repo:
+        repo = self.repos[name] = Repo(name, private)
+        repo.add_commit("refs/heads/main", None, "initial commit", {".gitattributes": ATTRIBUTES}, 1)
+        return repo
 
     def close(self) -> None:
         self._server.shutdown()
@@ -292,7 +342,8 @@ class HubServer:
 
     @route("POST", "/api/validate-yaml")
     def validate_yaml(self, request: Request) -> Reply:
-        return Reply.json({"errors": [], "warnings": []})
+        errors = [{"message": message} for message in self.yaml_errors]
+        return Reply.json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     @route("POST", "/api/repos/create", write=True)
     def create_repo(self, request: Request) -> Reply:
@@ -303,9 +354,7 @@ class HubServer:
         url = f"{self.url}/datasets/{name}"
         if name in self.repos:
             return Reply.json({"error": "You already created this dataset repo", "url": url}, 409)
-        repo = self.repos[name] = Repo(name, bool(asked.get("private")) or asked.get("visibility") == "private")
-        attributes = b"*.parquet filter=lfs diff=lfs merge=lfs -text\n"
-        repo.add_commit("refs/heads/main", None, "initial commit", {".gitattributes": attributes}, 1)
+        repo = self._new_repo(name, private=bool(asked.get("private")) or asked.get("visibility") == "private")
         return Reply.json({"url": url, "name": name, "private": repo.private})
 
     @route("GET", "/api/datasets/{repo}(?:/revision/{revision})?")
@@ -385,14 +434,14 @@ class HubServer:
     def preupload(self, request: Request, repo: Repo, revision: str) -> Reply:
         files = repo.resolve(revision).files
 
-        def plan(path: str, sample: bytes, size: int) -> dict[str, Any]:
-            large = path.endswith(".parquet") or b"\0" in sample or size > LARGEST_REGULAR_FILE
-            answer = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+        def plan(path: str, size: int) -> dict[str, Any]:
+            mode = "lfs" if is_large(files, path, size) else "regular"
+            answer = {"path": path, "uploadMode": mode, "shouldIgnore": is_ignored(files, path)}
             if (content := files.get(path)) is not None:
                 answer["oid"] = content.oid if isinstance(content, Lfs) else blob_sha(content)
             return answer
 
-        asked = [(file["path"], base64.b64decode(file["sample"]), file["size"]) for file in request.json["files"]]
+        asked = [(file["path"], file["size"]) for file in request.json["files"]]
         return Reply.json({"files": [plan(*file) for file in asked]})
 
     @route("POST", "/datasets/{repo}.git/info/lfs/objects/batch", write=True)
@@ -518,6 +567,8 @@ class _Handler(BaseHTTPRequestHandler):
         fault = hub.take_fault(self.command, self.path) or Fault(status=None)
         drop, length = fault.drop_after_bytes, int(self.headers.get("Content-Length", 0))
         time.sleep(fault.delay_s)
+        if fault.before is not None:
+            fault.before()
         reply = Reply()
         if drop is not None and not fault.after:
             self.rfile.read(min(drop, length))

@@ -29,6 +29,7 @@ __all__ = ["dataset_origin", "parquet_origin"]
 BUILDER_NAME = "llava_mixture"
 PART_ROWS = 4_096
 TABLE_ROWS = 256
+MAX_PIECES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,10 +200,19 @@ def _part(label: str, first_row: int, tables: Callable[[], Iterator[pa.Table]], 
         row = first_row
         for table in tables():
             tally.rows += table.num_rows
-            yield _samples(table, row, label, reading, tally)
-            row += table.num_rows
+            for piece in _pieces(table):
+                yield _samples(piece, row, label, reading, tally)
+                row += piece.num_rows
 
     return Part(label=label, entry="", roots=reading.roots, skips=reading.skips, read=read)
+
+
+def _pieces(table: pa.Table) -> list[pa.Table]:
+    """Tables of one chunk each. Images are copied for that only where each row is a chunk: in a shuffled dataset."""
+    batches = table.to_batches()
+    if len(batches) > MAX_PIECES:
+        batches = table.combine_chunks().to_batches()
+    return [pa.Table.from_batches([batch]) for batch in batches]
 
 
 def _samples(table: pa.Table, first_row: int, label: str, reading: _Reading, tally: Tally) -> pa.Table:

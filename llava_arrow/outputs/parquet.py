@@ -27,6 +27,7 @@ from llava_arrow.image_roots import ImageRoots
 from llava_arrow.images import image_format, image_owners
 from llava_arrow.ledger import Tally
 from llava_arrow.outputs.names import is_safe_path
+from llava_arrow.outputs.processes import made_ahead
 from llava_arrow.paths import is_url
 from llava_arrow.shards import Shard
 
@@ -156,7 +157,7 @@ def write_part(data: ConfigData, shards: list[Shard], open_file: OpenFile, *, ma
         for shard in shards:
             tally = record.tallies.setdefault(shard.entry.config_name, Tally())
             roots = ImageRoots.of_entry(shard.entry, shard.file.path)
-            for table in data.tables(shard, tally):
+            for table in made_ahead(data.tables(shard, tally)):
                 plain = _with_relative_paths(table, data.layout, roots)
                 record.arrow_bytes += plain.nbytes
                 _look_at(plain, data.layout, record)

@@ -8,14 +8,15 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from llava_arrow.errors import ConfigError, OutputError
 
-__all__ = ["check_num_proc", "run_numbered"]
+__all__ = ["check_num_proc", "made_ahead", "run_numbered"]
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 _work: Callable[[int], Any] | None = None
 
@@ -72,6 +73,15 @@ def run_numbered(
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         _work = None
+
+
+def made_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, each made in a thread while the one before it is used: one reads while the other writes."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+        future = pool.submit(next, items, None)
+        while (item := future.result()) is not None:
+            future = pool.submit(next, items, None)
+            yield item
 
 
 def _call(number: int) -> Any:

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import msgspec
 import pyarrow as pa
 
+from llava_arrow.column_types import is_list_type
 from llava_arrow.errors import ConfigError, OutputError
 from llava_arrow.ledger import LedgerLine, Tally, sum_tallies, write_ledger
 from llava_arrow.mixture import Mixture
@@ -323,12 +324,13 @@ class _Exporter:
 def _as_json(column: pa.ChunkedArray) -> list[Any]:
     """Values as JSON has them: NaN and the infinities become texts, for which it has no numbers."""
     values: list[Any] = column.to_pylist()
-    inner = column.type
-    while pa.types.is_list(inner) or pa.types.is_large_list(inner):
-        inner = inner.value_type
-    if pa.types.is_floating(inner) or pa.types.is_struct(inner):
-        return [_finite(value) for value in values]
-    return values
+    return [_finite(value) for value in values] if _holds_floats(column.type) else values
+
+
+def _holds_floats(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(_holds_floats(kind.field(i).type) for i in range(kind.num_fields))
+    return _holds_floats(kind.value_type) if is_list_type(kind) else bool(pa.types.is_floating(kind))
 
 
 def _finite(value: Any) -> Any:
