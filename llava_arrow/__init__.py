@@ -3,6 +3,7 @@
 mixture, entry   YAML → Mixture, Entry             preprocess/    rows → samples
 sources/, plan   entry → shards → tables           schema         samples → table, checked
 select           filters and sampling              pipeline       the four in a row
+outputs/         samples → raw LLaVA folder, Parquet folder with its card, the Hub
 """
 
 from __future__ import annotations

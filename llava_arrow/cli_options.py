@@ -12,9 +12,7 @@ import click
 from llava_arrow.mixture import Mixture
 
 __all__ = [
-    "cache_option",
     "clear_progress",
-    "json_option",
     "mixture_options",
     "overrides_of",
     "print_json",

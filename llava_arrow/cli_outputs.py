@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from typing import Any
 
 import click
@@ -20,10 +21,10 @@ from llava_arrow.cli_options import (
     show_progress,
 )
 from llava_arrow.mixture import Mixture
+from llava_arrow.outputs.dataset_origin import is_parquet_folder
 from llava_arrow.outputs.folder import export_parquet
 from llava_arrow.outputs.hub import push_to_hub
 from llava_arrow.outputs.raw import export_raw
-from llava_arrow.paths import is_url
 
 __all__ = ["export", "push"]
 
@@ -92,7 +93,7 @@ def export(
         "progress": show_progress("writing"),
     }  # fmt: skip
     if layout == "raw":
-        is_folder = os.path.isdir(mixture) or is_url(mixture)
+        is_folder = is_parquet_folder(mixture)
         source = mixture if is_folder else _load(mixture, options)
         image_root = options["image_root"] if is_folder else None
         on_error = options["on_error"] or "raise"
@@ -102,13 +103,14 @@ def export(
         )  # fmt: skip
         clear_progress()
         if as_json:
-            print_json({"json_path": done.json_path, "num_samples": done.num_samples, "report": done.report})
+            counts = {"num_samples": done.num_samples, "num_images_written": done.num_images_written}
+            print_json({"json_path": done.json_path, **counts, "report": done.report})
             return
         click.echo(
             f"{done.json_path}: {done.num_samples:,} samples{' (complete already)' if done.was_complete else ''}"
         )
         print_report(done.report)
-        _hint(f"llava-mixture build {os.path.join(done.out_dir, 'mixture.yaml')}")
+        _hint(f"llava-mixture build {shlex.quote(os.path.join(done.out_dir, 'mixture.yaml'))}")
         return
     loaded = _load(mixture, options)
     written = export_parquet(loaded, out_dir, max_shard_bytes=max_shard_bytes, image_columns=image_columns, **common)
@@ -171,8 +173,9 @@ def push(
 
     The token is HF_TOKEN, or that of `hf auth login`.
     """
+    loaded = _load(mixture, options)
     done = push_to_hub(
-        _load(mixture, options), repo_id, config_names=list(config_names) or None, private=private or None,
+        loaded, repo_id, config_names=list(config_names) or None, private=private or None,
         revision=revision, create_pr=create_pr, commit_message=message, dry_run=dry_run, force=force,
         num_proc=num_proc, max_shard_bytes=max_shard_bytes, image_columns=image_columns, cache_dir=cache_dir,
         progress=show_progress("sending"),
@@ -181,13 +184,13 @@ def push(
     if as_json:
         print_json(vars(done))
         return
-    verb = "would send" if dry_run else "holds already" if done.was_complete else "sent"
-    about = "about " if dry_run else ""
+    verb = "holds already" if done.was_complete else "would send" if dry_run else "sent"
+    about = "about " if done.is_dry_run else ""
     click.echo(f"{done.url}: {verb} {done.num_samples:,} samples")
     for path, num_bytes in done.files.items():
         click.echo(f"  {path}" + (f"  {about}{num_bytes:,} bytes" if num_bytes else ""))
     for path in done.deleted:
         click.echo(f"  {path}  {'would be deleted' if dry_run else 'deleted'}")
     if not dry_run:
-        first = config_names[0] if config_names else next(iter(done.files)).partition("/")[0]
+        first = config_names[0] if config_names else loaded.entries[0].config_name
         _hint(f'datasets.load_dataset("{repo_id}", "{first}", split="train")')

@@ -34,8 +34,8 @@ REPO = "user/data"
 CHECKOUT = Path(__file__).parent.parent
 CLIENTS_OWN_WARNING = "ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning"
 """`huggingface_hub` 2.4 calls its HTTP client in a way that this deprecates."""
-SMALL = 12_000
-"""`max_shard_bytes` that cuts `chat_entry`'s 24 rows into six shards."""
+SMALL = 26_000
+"""`max_shard_bytes` that cuts `chat_entry`'s 24 rows into five shards."""
 
 
 class Hub:
@@ -100,6 +100,13 @@ class Hub:
         """The README.md below its front matter."""
         return self.repo.files(revision)["README.md"].decode().split("\n---\n", 1)[1]
 
+    def files_as_if_of(self, repo_id: str) -> dict[str, bytes]:
+        """The files of another repo, in which the card calls itself by the name of ours."""
+        files = self.server.repos[repo_id].files()
+        theirs, ours = f"name: {repo_id.split('/')[1]}\n", f"name: {REPO.split('/')[1]}\n"
+        card = files["README.md"].replace(repo_id.encode(), REPO.encode()).replace(theirs.encode(), ours.encode())
+        return {**files, "README.md": card}
+
     def config_names(self, revision: str = "main") -> list[str]:
         return [config["config_name"] for config in self.card(revision)["configs"]]
 
@@ -117,7 +124,9 @@ class Hub:
     def is_whole(self) -> bool:
         """Every commit on every branch: all large files are there, and the card promises nothing that is not."""
         for commit in self.repo.commits:
-            assert all(content.oid in self.repo.objects for content in commit.files.values() if isinstance(content, Lfs))
+            assert all(
+                content.oid in self.repo.objects for content in commit.files.values() if isinstance(content, Lfs)
+            )
             if "README.md" in commit.files:
                 for name in self.config_names(commit.sha) if "configs" in self.card(commit.sha) else ():
                     datasets.load_dataset_builder(
@@ -139,6 +148,7 @@ def running_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub
         clock = SimpleNamespace(time=lambda: 0.0, sleep=hub.waits.append)
         monkeypatch.setattr(hub_client, "time", clock)
         monkeypatch.setattr(huggingface_hub.utils._http, "time", clock)
+        monkeypatch.setattr(huggingface_hub.file_download, "time", clock)
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
@@ -154,7 +164,7 @@ def running_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub
             huggingface_hub.close_session()
 
 
-def texts(num_rows: int, seed: str = "", num_characters: int = 2000) -> list[dict[str, Any]]:
+def texts(num_rows: int, seed: str = "", num_characters: int = 4000) -> list[dict[str, Any]]:
     """LLaVA records of text that hardly gets smaller."""
     draw = random.Random(f"{num_rows}{seed}")
     answers = [draw.randbytes(num_characters // 2).hex() for _ in range(num_rows)]

@@ -110,7 +110,8 @@ class Fault:
     They are answered `status` (None: as usual, for a mere delay) and nothing is done. With `after=True` what they ask
     for is done nevertheless. With `drop_after_bytes=n` the connection is closed instead, when n bytes of the request's
     body were read, or with `after=True` when the request was served and n bytes of the answer's body were sent.
-    `before` is called first of all: what others do, or what becomes of the client, at that moment.
+    `before` is called first of all, `then` once the request was served and before the answer: what others do, or what
+    becomes of the client, at that moment.
     """
 
     method: str = ""  # any
@@ -124,6 +125,7 @@ class Fault:
     after: bool = False
     skip: int = 0
     before: Callable[[], object] | None = None
+    then: Callable[[], object] | None = None
 
 
 @dataclass
@@ -578,6 +580,8 @@ class _Handler(BaseHTTPRequestHandler):
             if fault.after or fault.status is None:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 reply = hub.answer(Request(self.command, url.path, parse_qs(url.query), headers, body))
+            if fault.then is not None:
+                fault.then()
             if fault.status is not None and drop is None:
                 reply = Reply.json({"error": fault.message}, fault.status, **fault.headers)
         # Before the answer is sent: a test that has it in hand finds the request recorded.

@@ -208,3 +208,59 @@ def test_the_module_runs_as_a_command() -> None:
         [sys.executable, "-W", "error", "-m", "llava_arrow", "--version"], capture_output=True, text=True
     )
     assert output.stdout.startswith("llava-mixture, version 0.1.0"), output.stderr
+
+
+def test_export_raw_says_what_became_of_the_rows_and_what_to_do_next(folder: Path, make_mixture: MakeMixture) -> None:
+    write_json(folder / "c.json", [{"id": "a", "conversations": chat("q", "a"), "model": "x"}] * 3)
+    make_mixture({"name": "chat", "json_path": "c.json", "sampling_strategy": "first:2"})
+    arguments = ("export", folder / "x.yaml", folder / "out", "--format", "raw", "--cache-dir", folder / "cache")
+    expected = [
+        "./out/data.json: 2 samples",
+        "  chat: 3 rows, not sampled 1, delivered 2 as 2 samples, ledger 0; keys neither declared nor kept: model (2)",
+    ]
+    for state in ("", " (complete already)"):
+        result = run(*arguments)
+        assert result.stdout.replace(str(folder), ".").splitlines() == [expected[0] + state, expected[1]]
+        assert result.stderr.replace(str(folder), ".") == "next: llava-mixture build './out/mixture.yaml'\n"
+    records = json.loads((folder / "out" / "data.json").read_text())
+    assert [record["id"] for record in records] == ["a", "a"]
+    other = run(*arguments, "--jsonl")
+    assert (other.exit_code, other.stdout) == (1, "")
+    assert other.stderr.replace(str(folder), ".") == (
+        "OutputError: ./out holds a finished export of something else (another mixture, other data or options): choose "
+        "another folder, or replace it with overwrite=True (--overwrite)\n"
+    )
+    assert run(*arguments, "--jsonl", "--overwrite").exit_code == 0
+    assert sorted(path.name for path in (folder / "out").iterdir() if path.name[0] != ".") == [
+        "data.jsonl", "ledger.jsonl", "mixture.yaml", "report.json",
+    ]  # fmt: skip
+
+
+def test_export_parquet_lists_files_per_config(folder: Path) -> None:
+    result = run("export", "default", folder / "out", "boxes", "instruct", "--format", "parquet")
+    assert result.stdout.replace(str(folder), ".").splitlines() == [
+        "boxes: 1 file in ./out",
+        "  boxes: 8 rows, not sampled 0, delivered 8 as 8 samples, ledger 0",
+        "instruct: 1 file in ./out",
+        "  instruct: 4 rows, not sampled 0, delivered 4 as 4 samples, ledger 0",
+    ]
+    assert result.stderr.replace(str(folder), ".") == 'next: datasets.load_dataset("./out", "boxes", split="train")\n'
+    back = run("export", folder / "out", folder / "raw", "boxes", "--format", "raw", "--json")
+    assert json.loads(back.stdout)["num_samples"] == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--format", "parquet", "--max-shard-bytes", "5 apples"), "'5 apples' is no size: say 500MB, 1GiB or a number of bytes"),
+        (("--format", "parquet", "bxoes"), "no config 'bxoes': did you mean 'boxes'?"),
+        (("--format", "raw", "--json-name", "../x.json"), "json_name must be a plain name and none of mixture.yaml, report.json, ledger.jsonl, .llava-mixture, got '../x.json'"),
+        (("--format", "raw", "--image-dir", "data.json"), "json_name and image_dir must differ, both are 'data.json'"),
+        (("--format", "json"), "'json' is not one of 'raw', 'parquet'."),
+    ],
+)  # fmt: skip
+def test_a_wrong_export_says_what_is_right(folder: Path, options: tuple[str, ...], message: str) -> None:
+    result = run("export", "default", folder / "out", *options)
+    assert result.stderr.rstrip().endswith(message)
+    assert result.exit_code != 0
+    assert not (folder / "out").exists()

@@ -28,6 +28,7 @@ import llava_mixture
 from llava_arrow import ConfigError, ImageError, Mixture, MixtureError, OutputError, export_raw
 from llava_arrow.column_types import IMAGE_COLUMNS
 from llava_arrow.mixture import builder_configs_dir
+from llava_arrow.outputs.target import STATE_DIR
 from llava_arrow.plan_cache import PlanCache
 from tests.conftest import MakeMixture, chat, samples_of, write_json, write_table
 
@@ -442,7 +443,9 @@ def test_an_image_of_many_samples_is_stored_once(folder: Path, make_mixture: Mak
     assert len(image_files(out)) == 3
 
 
-def test_an_image_of_two_entries_is_stored_once(folder: Path, make_mixture: MakeMixture, out: Path, cache: PlanCache) -> None:
+def test_an_image_of_two_entries_is_stored_once(
+    folder: Path, make_mixture: MakeMixture, out: Path, cache: PlanCache
+) -> None:
     (folder / "a.png").write_bytes(picture(1))
     for name in ("s", "t"):
         write_json(folder / f"{name}.json", [{"id": name, "image": "a.png", "conversations": chat("<image>", "a")}])
@@ -534,7 +537,10 @@ def test_pixels_keep_their_values(feature: Any, pixels: Any, out: Path) -> None:
     export_raw(dataset_of(row("x", pixels), image=feature), out)
     with Image.open(out / next(iter(image_files(out)))) as image:
         assert image.format == "PNG"
-        assert np.array_equal(np.asarray(image), np.squeeze(np.asarray(pixels), axis=2) if np.shape(pixels)[2:] == (1,) else np.asarray(pixels))
+        assert np.array_equal(
+            np.asarray(image),
+            np.squeeze(np.asarray(pixels), axis=2) if np.shape(pixels)[2:] == (1,) else np.asarray(pixels),
+        )
 
 
 @pytest.mark.parametrize(
@@ -692,7 +698,7 @@ def test_a_dataset_without_conversations_is_no_llava_data(out: Path) -> None:
 def test_a_dataset_is_written_as_it_is_now(out: Path, tmp_path: Path) -> None:
     dataset = dataset_of(*(row(str(i), embedded(i)) for i in range(20)))
     changed = dataset.shuffle(seed=1).select(range(15)).filter(lambda sample: int(sample["id"]) % 2).map(lambda sample: {"id": sample["id"] + "!"})  # fmt: skip
-    expected = [sample_id for sample_id in changed["id"][:]]
+    expected = list(changed["id"][:])
     export_raw(changed, out)
     assert [record["id"] for record in records_of(out)] == expected
     assert as_llava_reads(out) == [{"image": [picture(int(sample_id[:-1]))]} for sample_id in expected]
@@ -889,6 +895,24 @@ def test_any_number_of_processes_writes_the_same_bytes(num_proc: int, hub: Path,
         for name, processes in (("one", None), ("many", num_proc)):
             export_raw(source, out / f"{number}-{name}", num_proc=processes, by_bytes=by_bytes)
         assert files_of(out / f"{number}-many") == files_of(out / f"{number}-one")
+
+
+@pytest.mark.parametrize("num_proc", [None, 2, 3])
+def test_a_parquet_entry_may_be_cut_inside_of_its_row_groups(
+    num_proc: int | None, folder: Path, make_mixture: MakeMixture, out: Path
+) -> None:
+    write_table(
+        folder / "p.parquet",
+        {"id": [str(i) for i in range(20)], "conversations": [chat(f"q{i}", "a") for i in range(20)]},
+    )
+    mixture = make_mixture({"name": "p", "json_path": "p.parquet", "features": {"image": "none"}})
+    export_raw(mixture, out, num_proc=num_proc)
+    expected = [{"id": str(i), "data_source": "p", "conversations": chat(f"q{i}", "a")} for i in range(20)]
+    assert records_of(out) == expected
+    stream = datasets.load_dataset(
+        "llava_mixture", "p", mixture=mixture, split="train", streaming=True, num_shards=num_proc
+    )
+    assert list(stream) == expected
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -1257,3 +1281,62 @@ def test_the_builder_streams_the_export(out: Path) -> None:
         for sample in builder.as_streaming_dataset("train").cast_column("image_gen", datasets.Image(decode=False))
     ]
     assert ids == [record["id"] for record in records_of(out) if record["data_source"] == "edits"]
+
+
+# What a review found.
+
+
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_by_bytes_an_image_that_cannot_be_read_goes_into_the_ledger(
+    num_proc: int | None, folder: Path, make_mixture: MakeMixture, out: Path
+) -> None:
+    for i in range(6):
+        (folder / f"{i}.png").write_bytes(picture(i % 2) if i != 3 else b"no picture")
+    records = [{"id": str(i), "image": f"{i}.png", "conversations": chat("<image>", "a")} for i in range(6)]
+    mixture = make_mixture({"name": "s", "json_path": write_json(folder / "a.json", records)})
+    with pytest.raises(ImageError):
+        export_raw(mixture, out, by_bytes=True, num_proc=num_proc)
+    skipped = out.with_name("skipped")
+    result = export_raw(mixture, skipped, by_bytes=True, num_proc=num_proc, on_error="skip")
+    assert (result.num_samples, result.report["s"]["ledger"]) == (5, 1)
+    assert [record["image"] for record in records_of(skipped)] == [
+        "s/0.png",
+        "s/1.png",
+        "s/0.png",
+        "s/0.png",
+        "s/1.png",
+    ]
+
+
+def test_a_stream_of_another_function_is_another_export(out: Path) -> None:
+    features = datasets.Features(FEATURES)
+    stream = dataset_of(row("a")).to_iterable_dataset()
+    export_raw(stream.map(lambda sample: {"id": sample["id"].upper()}, features=features), out)
+    with pytest.raises(OutputError):
+        export_raw(stream.map(lambda sample: {"id": sample["id"].lower()}, features=features), out)
+    assert [record["id"] for record in records_of(out)] == ["A"]
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_a_parquet_folder_is_not_overwritten_by_its_own_export(prefix: str, out: Path) -> None:
+    dataset_of(row("a", embedded(1))).to_parquet(out / "x.parquet")
+    export_raw(str(out), out.with_name("first"))
+    (out / STATE_DIR).mkdir()
+    (out / STATE_DIR / "plan.json").write_text('{"format": 1, "kind": "raw"}')
+    (out / STATE_DIR / "files.txt").write_text("x.parquet\n")
+    with pytest.raises(OutputError) as error:
+        export_raw(f"{prefix}{out}", out, overwrite=True)
+    assert error.value.code == "target_is_source"
+    assert (out / "x.parquet").exists()
+
+
+def test_several_splits_are_not_mixed(tmp_path: Path, out: Path) -> None:
+    folder = tmp_path / "hub" / "data"
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        dataset_of(row(split)).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    with pytest.raises(ConfigError) as error:
+        export_raw(folder.parent, out)
+    assert error.value.message == (
+        f"{folder.parent} has the splits test, train: export one, as a dataset: export_raw(load_dataset(…, split='test'), …)"
+    )

@@ -6,11 +6,15 @@ What entries, rows and files say is data: it is written so that it stays text, w
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import statistics
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +29,25 @@ from llava_arrow.outputs.front_matter import with_front_matter
 from llava_arrow.outputs.licenses import hub_license
 from llava_arrow.outputs.parquet import ImageStats, PartRecord, yaml_features
 
-__all__ = ["CardConfig", "card_text", "front_matter_of", "template_path"]
+__all__ = ["CardConfig", "card_digest", "card_text", "front_matter_of", "template_path"]
 
 MAX_TEXT = 160
 MAX_PREVIEWED_CONFIGS = 12
 MAX_LEDGER_CODES = 20
 _PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")
-_SECRETS = re.compile(r"(?<=://)[^/@\s\"']+@|hf_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}")
+_SECRETS = re.compile(r"(?<=://)[^/\s\"']*@|hf_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}")
+_QUERY = re.compile(r"(://[^\s\"'?]*)\?[^\s\"',}\]]+")
+"""Of a URL, which is where signed links carry their signature."""
+_INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode categories of characters that break lines or turn their direction."""
+
+
+def card_digest(mixture: Mixture, entries: Sequence[Entry]) -> str:
+    """16 hex digits over what a card says beyond the samples."""
+    said = [(e.license, e.source, e.length_group, mixture.weight(e.length_group)) for e in entries]
+    template = template_path().read_text(encoding="utf-8")
+    text = repr((said, dict(mixture.batch_sizes), mixture_yaml(mixture), template))
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def template_path() -> Path:
@@ -126,19 +142,17 @@ def _size_category(num_samples: int) -> str:
     return next((word for bound, word in bounds if num_samples < bound), "100B<n<1T")
 
 
-def card_text(
-    mixture: Mixture, configs: Sequence[CardConfig], *, location: str | None, others: Mapping[str, Any] | None = None
-) -> str:
+def card_text(mixture: Mixture, configs: Sequence[CardConfig], *, location: str | None) -> str:
     """The whole README.md.
 
     Args:
         location: the repository's name; None for a folder.
-        others: the front matter to write in place of that of these configs alone.
     """
     title = f"{Path(mixture.path).stem} (llava-mixture)" if mixture.path else "A mixture of LLaVA data"
     counted = _without_repeats(configs)
     num_samples = sum(config.num_samples for config in counted)
     num_images = sum(stats.count for config in counted for stats in config.images.values())
+    shown = _without_controls(mixture_yaml(mixture))
     values = {
         "title": _line(title),
         "summary": (
@@ -146,21 +160,23 @@ def card_text(
             f"{'config' if len(configs) == 1 else 'configs'}, made from one mixture file by "
             "[llava-mixture](https://pypi.org/project/llava-mixture)."
         ),
-        "configs": "\n".join(_config_row(config) for config in configs),
+        "configs": "\n".join(_config_row(config, mixture) for config in configs),
         "location": _quoted(location or "path/to/this/folder"),
-        "location_plain": f"hf://datasets/{location}" if location else "path/to/this/folder",
+        "location_shell": shlex.quote(f"hf://datasets/{location}" if location else "path/to/this/folder"),
+        "config_shell": _without_controls(shlex.quote(configs[0].name)).replace("```", ""),
         "first_config": _quoted(configs[0].name),
-        "preview": "\n\n".join(_preview(config) for config in configs[:MAX_PREVIEWED_CONFIGS]),
-        "entries": "\n".join(_entry_item(entry) for entry in _distinct_entries(configs)),
+        "preview": "\n\n".join(_preview(config, mixture) for config in configs[:MAX_PREVIEWED_CONFIGS]),
+        "entries": "\n".join(_entry_item(entry, mixture) for entry in _distinct_entries(configs)),
         "account": "\n".join(_account_rows(configs)),
         "ledger": _ledger(configs),
         "images": "\n".join(_image_rows(configs)) or "| none | | | | | |",
         "groups": _groups(mixture, configs),
-        "mixture": _fenced(mixture_yaml(mixture)),
+        "mixture": shown,
+        "fence": "`" * max(3, 1 + max((len(run) for run in re.findall("`+", shown)), default=0)),
     }
     template = template_path().read_text(encoding="utf-8")
     text = _PLACEHOLDER.sub(lambda match: values[match[1]], template)
-    return with_front_matter(others if others is not None else front_matter_of(configs, title=title), text)
+    return with_front_matter(front_matter_of(configs, title=title), text)
 
 
 def mixture_yaml(mixture: Mixture) -> str:
@@ -173,7 +189,15 @@ def mixture_yaml(mixture: Mixture) -> str:
             text = ""
     if not text and mixture.raw:
         text = yaml.safe_dump(dict(mixture.raw), sort_keys=False, allow_unicode=True, width=1000)
-    return _SECRETS.sub("…", text or "# made in Python, not from a file\n").rstrip()
+    return _public(text or "# made in Python, not from a file\n", mixture).rstrip()
+
+
+def _public(text: str, mixture: Mixture) -> str:
+    """Text without passwords, tokens, and the folders of whoever made this."""
+    for folder, name in ((mixture.base_dir, "."), (os.path.expanduser("~"), "~")):
+        if len(folder) > 1:  # as a path of its own, not as a part of another one
+            text = re.sub(rf"(?<![\w/:.~-]){re.escape(folder)}(?=[/\s\"',;)\]}}]|$)", name, text)
+    return _QUERY.sub(r"\1?…", _SECRETS.sub("…", text))
 
 
 def _quoted(text: str) -> str:
@@ -181,14 +205,14 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1].replace("```", "")
 
 
-def _fenced(text: str) -> str:
-    """Text inside a code block, which it cannot end."""
-    return text.replace("```", "` ` `")
+def _without_controls(text: str) -> str:
+    """Text for a code block, without characters that only turn what is shown."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in _INVISIBLE)
 
 
 def _line(value: Any, max_characters: int = MAX_TEXT) -> str:
     """One line of text in which nothing is markup, short enough for a table."""
-    text = " ".join(str(value).split())
+    text = _visible(value)
     text = text if len(text) <= max_characters else text[:max_characters] + " …"
     for mark, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         text = text.replace(mark, entity)
@@ -197,38 +221,44 @@ def _line(value: Any, max_characters: int = MAX_TEXT) -> str:
 
 def _code(value: Any) -> str:
     """A name as code, in a table too."""
-    return "`" + " ".join(str(value).split()).replace("`", "'").replace("|", "\\|") + "`"
+    return "`" + _visible(value).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _visible(value: Any) -> str:
+    """A text on one line, each character of which can be seen."""
+    text = " ".join(str(value).split())
+    return "".join(c for c in text if unicodedata.category(c) not in _INVISIBLE)
 
 
 def _distinct_entries(configs: Sequence[CardConfig]) -> list[Entry]:
     return list({entry.config_name: entry for config in configs for entry in config.entries}.values())
 
 
-def _joined(values: Sequence[str | None]) -> str:
-    return _line(", ".join(dict.fromkeys(value for value in values if value))) or "not given"
+def _joined(values: Sequence[str | None], mixture: Mixture) -> str:
+    return _line(_public(", ".join(dict.fromkeys(value for value in values if value)), mixture)) or "not given"
 
 
-def _config_row(config: CardConfig) -> str:
+def _config_row(config: CardConfig, mixture: Mixture) -> str:
     num_images = sum(stats.count for stats in config.images.values())
     num_bytes = sum(stats.num_bytes for stats in config.images.values())
     groups = ", ".join(_code(group) for group in dict.fromkeys(entry.length_group for entry in config.entries))
-    licences = _joined([entry.license for entry in config.entries])
-    sources = _joined([entry.source for entry in config.entries])
+    licences = _joined([entry.license for entry in config.entries], mixture)
+    sources = _joined([entry.source for entry in config.entries], mixture)
     return (
         f"| {_code(config.name)} | {config.num_samples:,} | {num_images:,} | {num_bytes:,} | {groups} | {licences} "
         f"| {sources} |"
     )
 
 
-def _entry_item(entry: Entry) -> str:
+def _entry_item(entry: Entry, mixture: Mixture) -> str:
     facts = [f"sampling {_code(entry.sampling_strategy)}"]
     if entry.preprocess is not None:
         options = ", ".join(f"{name}={value!r}" for name, value in entry.preprocess.options.items())
-        facts.append(f"made by {_code(f'{entry.preprocess.name}({options})')}")
+        facts.append(f"made by {_code(_public(f'{entry.preprocess.name}({options})', mixture))}")
     else:
         facts.append("rows that are samples already")
-    facts += [f"licence: {_line(entry.license)}"] if entry.license else []
-    facts += [f"source: {_line(entry.source)}"] if entry.source else []
+    facts += [f"licence: {_line(_public(entry.license, mixture))}"] if entry.license else []
+    facts += [f"source: {_line(_public(entry.source, mixture))}"] if entry.source else []
     return f"- {_code(entry.config_name)}: {', '.join(facts)}"
 
 
@@ -292,7 +322,7 @@ def _groups(mixture: Mixture, configs: Sequence[CardConfig]) -> str:
     return "\n".join(rows)
 
 
-def _preview(config: CardConfig) -> str:
+def _preview(config: CardConfig, mixture: Mixture) -> str:
     columns = [
         column for column in config.layout.image_columns if any(sample.get(column) for sample in config.preview)
     ]
@@ -304,6 +334,7 @@ def _preview(config: CardConfig) -> str:
         for column in columns:
             images = sample.get(column)
             cells.append(_line(", ".join(images) if isinstance(images, list) else images or ""))
-        cells += [_line(turns[0]["value"]) if turns else "", _line(turns[1]["value"]) if len(turns) > 1 else ""]
+        texts = [_line(_public(turn["value"], mixture)) for turn in turns[:2]]
+        cells += [*texts, *[""] * (2 - len(texts))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import io
+import os
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llava_arrow.column_types import IMAGE_COLUMNS, IMAGE_TYPE, Layout, is_list_type, one_array
 from llava_arrow.conversation_checks import with_plain_roles
-from llava_arrow.errors import ConfigError, ImageError, MixtureError, SourceError
+from llava_arrow.errors import ConfigError, ImageError, MixtureError, SchemaError, SourceError
 from llava_arrow.image_columns import images_from_arrow
 from llava_arrow.image_roots import ImageRoots
 from llava_arrow.ledger import LedgerLine, Tally
+from llava_arrow.mixture import builder_configs_dir
 from llava_arrow.outputs.front_matter import config_files, read_front_matter
 from llava_arrow.outputs.origins import Origin, Part
+from llava_arrow.outputs.stream_signature import paths_of, signature_of
 from llava_arrow.paths import ImageResolver, is_url
+from llava_arrow.schema import not_unicode
 from llava_arrow.sources import ROW
-from llava_arrow.sources.files import filesystem
+from llava_arrow.sources.files import filesystem, stat
 
-__all__ = ["dataset_origin", "parquet_origin"]
+__all__ = ["dataset_origin", "is_parquet_folder", "parquet_origin"]
 
 BUILDER_NAME = "llava_mixture"
 PART_ROWS = 4_096
@@ -66,7 +72,8 @@ def dataset_origin(dataset: Any, *, image_root: str | None, on_error: str) -> Or
 
         firsts = range(0, len(dataset), PART_ROWS)
         return Origin(
-            identity={"dataset": dataset._fingerprint, "rows": len(dataset)},
+            identity={"dataset": dataset._fingerprint, "rows": len(dataset), "image_root": image_root},
+            places=[*reading.roots.roots, *(file["filename"] for file in dataset.cache_files)],
             parts=[_part("dataset", first, lambda first=first: tables(first), reading) for first in firsts],  # type: ignore[misc]
             layout=_layout(dataset.features.arrow_schema),
         )
@@ -80,7 +87,7 @@ def _stream_origin(stream: Any, image_root: str | None, on_error: str) -> Origin
         raise ConfigError(
             "the stream does not say which columns it has: give features= to its map(), or export it before that"
         )
-    info, features = stream.info, dict(stream.features)
+    original, info, features = stream, stream.info, dict(stream.features)
     for column in features:
         without_decoding = _undecoded(features[column])
         if without_decoding is not None:
@@ -99,7 +106,8 @@ def _stream_origin(stream: Any, image_root: str | None, on_error: str) -> Origin
 
     reading = _reading(_roots_of(info, image_root), image_root, on_error)
     return Origin(
-        identity={"stream": [str(info.builder_name), str(info.config_name), str(stream.split), repr(features)]},
+        places=[*reading.roots.roots, *paths_of(original)],
+        identity={"stream": signature_of(original), "features": repr(features), "image_root": image_root},
         parts=[_part("stream", 0, tables, reading)],
         layout=_layout(schema),
         is_stream=True,
@@ -130,6 +138,16 @@ def _as_stored(value: Any) -> Any:
     return {"bytes": _png(value), "path": None}
 
 
+def is_parquet_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` means a folder of Parquet files rather than a mixture: a URL, or a folder; a name of one word is
+    a mixture's where there is one.
+    """
+    name = os.fspath(path)
+    if is_url(name) or not os.path.isdir(name):
+        return is_url(name)
+    return os.sep in name or not any((builder_configs_dir() / f"{name}{end}").is_file() for end in (".yaml", ".yml"))
+
+
 def parquet_origin(
     folder: str, config_names: Sequence[str] | None, *, image_root: str | None, on_error: str
 ) -> Origin:
@@ -137,48 +155,58 @@ def parquet_origin(
     configs, else of all files in it.
 
     Raises:
-        ConfigError: there are none, or several configs and none is named.
+        ConfigError: there are none, or several configs and none is named. SourceError: a file cannot be read.
     """
-    if is_url(folder):
-        fs, inner = filesystem(folder)
-    else:
-        fs, inner = filesystem(f"file://{folder}")
+    fs, inner = filesystem(folder if is_url(folder) else f"file://{os.path.abspath(folder)}")
     inner = inner.rstrip("/")
     found = sorted(name for name in fs.find(inner) if name.endswith(".parquet"))
     names = [name[len(inner) + 1 :] for name in found if name.startswith(inner + "/")]
-    names = [name for name in names if not any(part.startswith((".", "_")) for part in name.split("/"))]
+    readme = f"{inner}/README.md"
+    front = read_front_matter(fs.cat_file(readme)) if fs.exists(readme) else {}
+    hidden = "." if front.get("configs") else (".", "_")
+    names = [name for name in names if not any(part.startswith(hidden) for part in name.split("/"))]
     if not names:
         raise ConfigError(f"{folder}: there is no Parquet file in it")
-    readme = f"{inner}/README.md"
-    front = read_front_matter(fs.cat_file(readme).decode("utf-8")) if fs.exists(readme) else {}
     chosen = config_files(front, names, config_names, place=folder)
     reading = _reading(_roots_of(None, image_root), image_root, on_error)
 
     def tables(name: str) -> Iterator[pa.Table]:
-        with fs.open(f"{inner}/{name}", "rb") as file, pq.ParquetFile(pa.PythonFile(file, mode="r")) as parquet:
-            try:
-                for batch in parquet.iter_batches(TABLE_ROWS):
-                    yield pa.Table.from_batches([batch])
-            except (pa.ArrowException, OSError) as error:
-                raise SourceError(f"{folder}/{name} cannot be read: {error}") from error
+        with (
+            _naming(f"{folder}/{name}"),
+            fs.open(f"{inner}/{name}", "rb") as file,
+            pq.ParquetFile(pa.PythonFile(file, mode="r")) as parquet,
+        ):
+            for batch in parquet.iter_batches(TABLE_ROWS):
+                yield pa.Table.from_batches([batch])
 
     schemas = []
-    sizes = []
     for name in chosen:
-        sizes.append([name, int(fs.info(f"{inner}/{name}")["size"])])
-        with fs.open(f"{inner}/{name}", "rb") as file:
+        with _naming(f"{folder}/{name}"), fs.open(f"{inner}/{name}", "rb") as file:
             schemas.append(pq.read_schema(pa.PythonFile(file, mode="r")))
     for name, schema in zip(chosen, schemas, strict=True):
         if not schema.equals(schemas[0]):
             raise ConfigError(f"{folder}: {name} has other columns than {chosen[0]}: say which config")
     return Origin(
-        identity={"parquet": sizes},
+        identity={
+            "parquet": [[name, *stat(f"{fs.unstrip_protocol(inner)}/{name}")] for name in chosen],
+            "image_root": image_root,
+        },
         parts=[
             _part(posixpath.join(folder, name), 0, lambda name=name: tables(name), reading)  # type: ignore[misc]
             for name in chosen
         ],
         layout=_layout(schemas[0]),
+        places=[folder, *reading.roots.roots],
     )
+
+
+@contextmanager
+def _naming(place: str) -> Iterator[None]:
+    """Errors while a file is read, as a SourceError that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{place} cannot be read: {error}") from error
 
 
 def _roots_of(info: Any, image_root: str | None) -> ImageRoots:
@@ -198,13 +226,21 @@ def _reading(roots: ImageRoots, image_root: str | None, on_error: str) -> _Readi
 def _part(label: str, first_row: int, tables: Callable[[], Iterator[pa.Table]], reading: _Reading) -> Part:
     def read(tally: Tally) -> Iterator[pa.Table]:
         row = first_row
-        for table in tables():
+        for table in _without_system_errors(tables(), label):
             tally.rows += table.num_rows
             for piece in _pieces(table):
                 yield _samples(piece, row, label, reading, tally)
                 row += piece.num_rows
 
     return Part(label=label, entry="", roots=reading.roots, skips=reading.skips, read=read)
+
+
+def _without_system_errors(tables: Iterator[pa.Table], label: str) -> Iterator[pa.Table]:
+    """Errors of the network or disk while samples are read are not those of writing them."""
+    try:
+        yield from tables
+    except OSError as error:
+        raise SourceError(f"{label}: the samples cannot be read: {error}") from error
 
 
 def _pieces(table: pa.Table) -> list[pa.Table]:
@@ -218,8 +254,10 @@ def _pieces(table: pa.Table) -> list[pa.Table]:
 def _samples(table: pa.Table, first_row: int, label: str, reading: _Reading, tally: Tally) -> pa.Table:
     """The samples of a table in the spelling of this package; rows that are none are errors, or ledger lines."""
     wrong: dict[int, MixtureError] = {}
+    for position in not_unicode(table):
+        raise SchemaError(f"{label} row {first_row + position}: the text is no valid UTF-8", code="unicode")
     for i, field in enumerate(table.schema):
-        array = one_array(table.column(i))
+        array = one_array(table.column(i), may_be_slice=True)
         if field.name == "conversations":
             array, errors = with_plain_roles(array)
             wrong.update(errors)
@@ -266,7 +304,7 @@ def _has_references(array: pa.Array, kind: str) -> bool:
         return bool(items.null_count < len(items))
     if not pa.types.is_struct(items.type):
         return False
-    return bool(items.field("bytes").null_count > items.null_count)
+    return bool(pc.any(pc.and_(items.is_valid(), items.field("bytes").is_null())).as_py())
 
 
 def _holds_images(field: pa.Field) -> bool:
@@ -297,6 +335,8 @@ def _pixels_to_images(array: pa.Array, column: str) -> tuple[pa.Array, dict[int,
             continue
         try:
             shape = np.asarray(pixels)
+            if shape.dtype.kind not in "iu":
+                raise ValueError("its values are no whole numbers")
             kind = np.uint16 if shape.ndim == 2 and shape.size and shape.max() > 255 else np.uint8
             if shape.size and (shape.min() < 0 or shape.max() > np.iinfo(kind).max):
                 raise ValueError("values are not those of pixels")

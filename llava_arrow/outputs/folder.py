@@ -13,27 +13,29 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from llava_arrow.config_data import ConfigData
+from llava_arrow.errors import OutputError
 from llava_arrow.ledger import Tally, sum_tallies, write_ledger
 from llava_arrow.mixture import Mixture
-from llava_arrow.outputs.card import CardConfig, card_text
+from llava_arrow.outputs.card import CardConfig, card_digest, card_text
 from llava_arrow.outputs.names import safe_name
-from llava_arrow.outputs.origins import open_configs
+from llava_arrow.outputs.origins import open_configs, places_of
 from llava_arrow.outputs.parquet import PartRecord, write_part
 from llava_arrow.outputs.processes import check_num_proc, run_numbered
-from llava_arrow.outputs.target import STATE_DIR, Target, TextFile
-from llava_arrow.outputs.units import DEFAULT_SHARD_BYTES, ConfigUnits, check_shard_bytes, plan_units
+from llava_arrow.outputs.target import FILES, STATE_DIR, Target, TextFile
+from llava_arrow.outputs.units import DEFAULT_SHARD_BYTES, ConfigUnits, check_shard_bytes, plan_all_units
 from llava_arrow.plan_cache import PlanCache
 
 __all__ = ["ParquetExport", "export_parquet"]
 
 FORMAT = 1
-PARTS, MOVES = f"{STATE_DIR}/parts", f"{STATE_DIR}/parts/moves.json"
+PARTS, MOVES, RECORDS = f"{STATE_DIR}/parts", f"{STATE_DIR}/moves.json", f"{STATE_DIR}/records.json"
 README, REPORT, LEDGER = "README.md", "report.json", "ledger.jsonl"
 
 
@@ -90,12 +92,11 @@ def export_parquet(
         "max_shard_bytes": max_shard_bytes,
         "pyarrow": pa.__version__,
     }
+    sources = [path for data in configs for path in places_of(data)]
     try:
-        if target.claim(plan, overwrite=overwrite) == "complete":
-            manifest = target.manifest() or {}
-            report = target.read_json(REPORT) or {}
-            return ParquetExport(target.root, manifest.get("files", {}), report, was_complete=True)
-        return _Exporter(loaded, configs, target, plan, cache).run(num_proc, progress)
+        is_complete = target.claim(plan, overwrite=overwrite, sources=sources) == "complete"
+        exporter = _Exporter(loaded, configs, target, plan)
+        return exporter.finished() if is_complete else exporter.run(cache, num_proc, progress)
     finally:
         target.close()
 
@@ -109,7 +110,7 @@ class _Unit:
 
     def name(self, number: int | None = None) -> str:
         """Where the unit's record is kept, or its file `number` until all are there."""
-        folder = f"{PARTS}/{safe_name(self.config.data.config_name)}"
+        folder = f"{PARTS}/{config_folder(self.config.data.config_name)}"
         return (
             f"{folder}/{self.index:06d}.json" if number is None else f"{folder}/{self.index:06d}-{number:04d}.parquet"
         )
@@ -118,21 +119,47 @@ class _Unit:
 class _Exporter:
     """One export into a claimed folder."""
 
-    def __init__(
-        self, mixture: Mixture, configs: Sequence[ConfigData], target: Target, plan: dict[str, Any], cache: PlanCache
-    ) -> None:
-        self.mixture, self.target, self.plan = mixture, target, plan
-        size = plan["max_shard_bytes"]
-        self.configs = [plan_units(data, max_shard_bytes=size, cache=cache) for data in configs]
-        self.units = [_Unit(config, i) for config in self.configs for i in range(len(config.units))]
+    def __init__(self, mixture: Mixture, datas: Sequence[ConfigData], target: Target, plan: dict[str, Any]) -> None:
+        self.mixture, self.datas, self.target, self.plan = mixture, datas, target, plan
+        self.configs: list[ConfigUnits] = []
+        self.units: list[_Unit] = []
 
-    def run(self, num_proc: int | None, progress: Callable[[str], None]) -> ParquetExport:
+    @property
+    def _card_digest(self) -> str:
+        return card_digest(self.mixture, [entry for data in self.datas for entry in data.entries])
+
+    def finished(self) -> ParquetExport:
+        """What a complete folder holds; where the mixture says something else of it now, its card is made anew."""
+        manifest, report = self.target.manifest() or {}, self.target.read_json(REPORT) or {}
+        done = ParquetExport(self.target.root, manifest.get("files", {}), report, was_complete=True)
+        stored = self.target.read_json(RECORDS)
+        if manifest.get("card") != self._card_digest and isinstance(stored, dict):
+            cards = []
+            for data in self.datas:
+                records = [PartRecord.from_json(record) for record in stored[data.config_name]["records"]]
+                tallies = {n: Tally.from_json(tally) for n, tally in stored[data.config_name]["tallies"].items()}
+                cards.append(self._card(data, records, tallies))
+            self._write_card(cards)
+            self.target.finish({**manifest, "card": self._card_digest})
+        return done
+
+    def _card(self, data: ConfigData, records: Sequence[PartRecord], tallies: dict[str, Tally]) -> CardConfig:
+        return CardConfig.of(data, records, tallies, pattern=f"{config_folder(data.config_name)}/train-*")
+
+    def _write_card(self, cards: Sequence[CardConfig]) -> None:
+        self.target.write_text(README, card_text(self.mixture, cards, location=None))
+
+    def run(self, cache: PlanCache, num_proc: int | None, progress: Callable[[str], None]) -> ParquetExport:
         """Write everything that is not there yet."""
+        self.configs = plan_all_units(self.datas, self.plan["max_shard_bytes"], cache, self.target)
+        self.units = [_Unit(config, i) for config in self.configs for i in range(len(config.units))]
         records = self._finished()
         todo = [number for number in range(len(self.units)) if number not in records]
-        for number, record in run_numbered(self._write, todo, num_proc=num_proc):
-            records[number] = record
-            progress(f"{len(records)} of {len(self.units)} parts")
+        with closing(run_numbered(self._write, todo, num_proc=num_proc)) as written:
+            for number, record in written:
+                records[number] = record
+                self._must_be_there(number, record)
+                progress(f"{len(records)} of {len(self.units)} parts")
         return self._finish([records[number] for number in range(len(self.units))])
 
     def _finished(self) -> dict[int, PartRecord]:
@@ -153,6 +180,17 @@ class _Exporter:
                 found[number] = record
         return found
 
+    def _must_be_there(self, number: int, record: PartRecord) -> None:
+        """What another process says it has written must be seen here."""
+        unit = self.units[number]
+        for file in record.files:
+            if self.target.size(unit.name(file.number)) != file.num_bytes:
+                raise OutputError(
+                    f"{self.target.path(unit.name(file.number))} was written by another process, and is not there: "
+                    f"processes do not share this filesystem, leave num_proc out",
+                    code="cannot_write",
+                )
+
     def _write(self, number: int) -> PartRecord:
         unit = self.units[number]
         record = write_part(
@@ -169,31 +207,50 @@ class _Exporter:
         files: dict[str, list[str]] = {}
         moves: dict[str, str] = {}
         cards: list[CardConfig] = []
+        stored: dict[str, Any] = {}
         tallies: dict[str, dict[str, Tally]] = {}
         for config in self.configs:
             name = config.data.config_name
             own = [(unit, record) for unit, record in zip(self.units, records, strict=True) if unit.config is config]
             tallies[name] = sum_config(config, [record for _, record in own])
             old = [unit.name(file.number) for unit, record in own for file in record.files]
-            files[name] = [f"{safe_name(name)}/train-{i:05d}-of-{len(old):05d}.parquet" for i in range(len(old))]
+            files[name] = [f"{config_folder(name)}/train-{i:05d}-of-{len(old):05d}.parquet" for i in range(len(old))]
             moves.update(zip(old, files[name], strict=True))
-            cards.append(
-                CardConfig.of(config.data, [r for _, r in own], tallies[name], pattern=f"{safe_name(name)}/train-*")
-            )
-        target.write_text(MOVES, json.dumps(moves))
+            records_of = [record for _, record in own]
+            cards.append(self._card(config.data, records_of, tallies[name]))
+            stored[name] = {
+                "records": [record.to_json() for record in records_of],
+                "tallies": {entry: tally.to_json() for entry, tally in tallies[name].items()},
+            }
         target.log_files([*moves.values(), README, REPORT, LEDGER])
+        before: dict[str, str] = target.read_json(MOVES) or {}
+        target.write_text(MOVES, json.dumps(moves))
         for old_name, new_name in moves.items():
-            if target.exists(old_name):  # else an earlier run has moved it
+            known = before.get(old_name, old_name)  # an earlier run may have moved it, under another number of files
+            if target.exists(old_name):
                 target.move(old_name, new_name)
+            elif known != new_name and target.exists(known):
+                target.move(known, new_name)
+        current = {name for names in files.values() for name in names}
+        for name in target.read_lines(FILES):
+            if name.endswith(".parquet") and name not in current:  # of a run whose files were others
+                target.remove(name)
         with target.create(LEDGER) as file:
             for config_tallies in tallies.values():
                 write_ledger(config_tallies, TextFile(file))
         report = {name: {e: t.to_report() for e, t in found.items()} for name, found in tallies.items()}
         target.write_text(REPORT, json.dumps(report, indent=2, ensure_ascii=False))
-        target.write_text(README, card_text(self.mixture, cards, location=None))
-        target.finish({**self.plan, "files": files})
-        target.remove_state("parts")
+        self._write_card(cards)
+        target.write_text(RECORDS, json.dumps(stored))
+        sizes = {name: target.size(name) for name in moves.values()}
+        target.finish({**self.plan, "files": files, "card": self._card_digest, "sizes": sizes})
         return ParquetExport(target.root, files, report)
+
+
+def config_folder(config_name: str) -> str:
+    """The folder of a config: its name, where that is safe and no file of ours has it."""
+    name = safe_name(config_name)
+    return f"{name}-config" if name.lower() in (README.lower(), REPORT, LEDGER) else name
 
 
 def sum_config(config: ConfigUnits, records: Sequence[PartRecord]) -> dict[str, Tally]:

@@ -11,14 +11,15 @@ several commits of many files, the card first.)
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -26,16 +27,23 @@ import pyarrow as pa
 from llava_arrow.config_data import ConfigData
 from llava_arrow.errors import ConfigError, OutputError
 from llava_arrow.mixture import Mixture
-from llava_arrow.outputs.card import CardConfig, card_text, front_matter_of
-from llava_arrow.outputs.folder import sum_config
+from llava_arrow.outputs.card import CardConfig, card_digest, card_text, front_matter_of
+from llava_arrow.outputs.folder import config_folder, sum_config
 from llava_arrow.outputs.front_matter import read_front_matter
 from llava_arrow.outputs.hub_client import Conflict, HubRepo, RemoteFile, Unanswered, uploaded
-from llava_arrow.outputs.hub_merge import merged_front_matter, merged_readme, replaced_files
+from llava_arrow.outputs.hub_merge import (
+    configs_of,
+    free_folder,
+    has_section,
+    listed,
+    merged_front_matter,
+    merged_readme,
+    replaced_files,
+)
 from llava_arrow.outputs.hub_parts import SentParts
-from llava_arrow.outputs.names import safe_name
 from llava_arrow.outputs.origins import open_configs
 from llava_arrow.outputs.processes import check_num_proc
-from llava_arrow.outputs.target import Target
+from llava_arrow.outputs.target import STATE_DIR, Target
 from llava_arrow.outputs.units import DEFAULT_SHARD_BYTES, check_shard_bytes, plan_units
 from llava_arrow.plan_cache import PlanCache, default_cache_dir
 
@@ -44,7 +52,6 @@ __all__ = ["Push", "push_to_hub"]
 FORMAT = 1
 README = "README.md"
 MAX_COMMITS = 5
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -103,8 +110,7 @@ def push_to_hub(
         ConfigError: a wrong argument or mixture. MixtureError: a bad row, with its place. OutputError: the Hub refuses
         or cannot be reached. A push that was stopped or killed goes on when it is started again.
     """
-    if not isinstance(repo_id, str) or not _REPO_ID.fullmatch(repo_id):
-        raise ConfigError(f"repo_id must be user/name, got {repo_id!r}")
+    _check_repo_id(repo_id)
     check_shard_bytes(max_shard_bytes)
     check_num_proc(num_proc)
     loaded = Mixture.load(mixture)
@@ -122,25 +128,44 @@ def push_to_hub(
     folder = os.path.join(cache_dir or default_cache_dir(), "llava_mixture_pushes", digest)
     pusher = _Pusher(loaded, configs, repo, marks, commit_message)
     head = repo.head()
+    if head is not None:
+        repo.refuse_public(private)
     if head is not None and not force and not create_pr:
         there = pusher.complete_at(head)
         if there is not None:
+            remove_unlocked(folder)
             return there
     if dry_run:
-        return pusher.describe(head, max_shard_bytes, cache)
+        return pusher.describe(repo.head(or_main=True), max_shard_bytes, cache)
     repo.create(private=private)
+    known = pusher.look_before(repo.head())
+    remove_abandoned(folder, plan)
     if force:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_unlocked(folder)
     target = Target(folder)
     try:
         target.claim(plan, overwrite=False)
-        parts = SentParts(configs, repo, target, marks)
+        parts = SentParts(configs, repo, target, marks, known=frozenset() if force else known)
         parts.make_and_send(max_shard_bytes, cache, num_proc, progress)
         done = pusher.commit(parts)
+        shutil.rmtree(folder, ignore_errors=True)
+        return done
     finally:
         target.close()
-    shutil.rmtree(folder)
-    return done
+
+
+def _check_repo_id(repo_id: object) -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    is_right = (
+        isinstance(repo_id, str) and repo_id.count("/") == 1 and repo_id.isascii() and repo_id == repo_id.strip()
+    )
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        is_right = False
+    if not is_right:
+        raise ConfigError(f"repo_id must be user/name, got {repo_id!r}")
 
 
 def _mark(data: ConfigData, max_shard_bytes: int) -> str:
@@ -163,34 +188,67 @@ class _Pusher:
         self.mixture, self.datas, self.repo = mixture, configs, repo
         self.marks = marks
         self.names = [data.config_name for data in configs]
+        self._folders = {name: config_folder(name) for name in self.names}
         self.message = message or f"Push {', '.join(self.names[:5])}{' …' if len(self.names) > 5 else ''}"
 
     def _own_files(self, config_name: str) -> re.Pattern[str]:
         """What pushes of any version call the files of a config."""
-        return re.compile(re.escape(safe_name(config_name)) + r"/train-\d{5}-of-\d{5}(-[0-9a-f]{12})?\.parquet")
+        folders = "|".join(map(re.escape, (config_folder(config_name), self._folders[config_name])))
+        return re.compile(rf"(?:{folders})/train-\d{{5}}-of-\d{{5}}(-[0-9a-f]{{12}})?\.parquet")
 
     def _path(self, config_name: str, number: int, count: int) -> str:
-        return f"{safe_name(config_name)}/train-{number:05d}-of-{count:05d}-{self.marks[config_name]}.parquet"
+        return f"{self._folders[config_name]}/train-{number:05d}-of-{count:05d}-{self.marks[config_name]}.parquet"
 
     def _pattern(self, config_name: str) -> str:
-        return f"{safe_name(config_name)}/train-*-{self.marks[config_name]}.parquet"
+        return f"{self._folders[config_name]}/train-*-{self.marks[config_name]}.parquet"
+
+    def _choose_folders(self, front_matter: Mapping[str, Any]) -> None:
+        """A folder for each config into which no config of somebody else reaches."""
+        for name in self.names:
+            file_name = f"train-00000-of-00001-{self.marks[name]}.parquet"
+            folder = config_folder(name)
+            self._folders[name] = free_folder(front_matter, self.names, folder, file_name, place=self.repo.url)
+
+    @cached_property
+    def _card_digest(self) -> str:
+        """What the card says beyond the samples."""
+        return card_digest(self.mixture, [entry for data in self.datas for entry in data.entries])
+
+    def look_before(self, head: str | None) -> frozenset[str]:
+        """The SHA-256 of the large files there are; an OutputError where the commit would be refused in the end."""
+        if head is None:
+            return frozenset()
+        files = self.repo.files(head)
+        self._configs_at(files, head)
+        return frozenset(file.sha256 for file in files.values() if file.sha256 is not None)
+
+    def _configs_at(self, files: dict[str, RemoteFile], head: str) -> list[dict[str, Any]]:
+        """The configs that the repository has; an OutputError where a push cannot keep its data."""
+        front_matter = read_front_matter(self.repo.read_text(README, head)) if README in files else {}
+        self._choose_folders(front_matter)
+        return configs_of(front_matter, files, self.repo.url)
 
     def complete_at(self, head: str) -> Push | None:
         """The push that made `head` what this one would make it; None where it lacks something."""
         files = self.repo.files(head)
         if README not in files:
             return None
-        front_matter = read_front_matter(self.repo.read_text(README, head))
-        listed = {c.get("config_name"): c for c in front_matter.get("configs") or () if isinstance(c, dict)}
-        infos = {i.get("config_name"): i for i in _as_list(front_matter.get("dataset_info")) if isinstance(i, dict)}
+        readme = self.repo.read_text(README, head)
+        if not has_section(readme, self.names, self._card_digest):
+            return None
+        front_matter = read_front_matter(readme)
+        self._choose_folders(front_matter)
+        configs = {c.get("config_name"): c for c in listed(front_matter.get("configs")) if isinstance(c, dict)}
+        infos = {i.get("config_name"): i for i in listed(front_matter.get("dataset_info")) if isinstance(i, dict)}
         found: dict[str, int] = {}
         num_samples = 0
         for name in self.names:
             wanted = [{"split": "train", "path": self._pattern(name)}]
-            mark = re.compile(re.escape(safe_name(name)) + rf"/train-\d{{5}}-of-(\d{{5}})-{self.marks[name]}\.parquet")
-            matches = {path: match for path in files if (match := mark.fullmatch(path))}
+            folder, mark = re.escape(self._folders[name]), self.marks[name]
+            own = re.compile(rf"{folder}/train-\d{{5}}-of-(\d{{5}})-{mark}\.parquet")
+            matches = {path: match for path in files if (match := own.fullmatch(path))}
             counts = {int(match[1]) for match in matches.values()}
-            if listed.get(name, {}).get("data_files") != wanted or counts != {len(matches)}:
+            if configs.get(name, {}).get("data_files") != wanted or counts != {len(matches)}:
                 return None
             found.update({path: files[path].num_bytes for path in matches})
             splits = infos.get(name, {}).get("splits") or [{}]
@@ -200,8 +258,8 @@ class _Pusher:
     def describe(self, head: str | None, max_shard_bytes: int, cache: PlanCache) -> Push:
         """What a push would send, by estimates: the parts are not made."""
         files: dict[str, RemoteFile] = {} if head is None else self.repo.files(head)
-        old = read_front_matter(self.repo.read_text(README, head)) if head is not None and README in files else {}
-        planned: dict[str, int] = {README: 0}
+        old = [] if head is None else self._configs_at(files, head)
+        planned: dict[str, int] = {}
         num_samples = 0
         for data in self.datas:
             config = plan_units(data, max_shard_bytes=max_shard_bytes, cache=cache)
@@ -259,6 +317,7 @@ class _Pusher:
 
         files = self.repo.files(head)
         old_text = self.repo.read_text(README, head) if README in files else ""
+        old = self._configs_at(files, head)
         additions: list[Any] = []
         sizes: dict[str, int] = {}
         cards: list[CardConfig] = []
@@ -278,18 +337,40 @@ class _Pusher:
             cards.append(CardConfig.of(config.data, records, sum_config(config, records), pattern=pattern))
         readme = self._readme(old_text, cards, files)
         own_names = {name: self._own_files(name) for name in self.names}
-        gone = replaced_files(read_front_matter(old_text), self.names, own_names, files)
+        gone = replaced_files(old, self.names, own_names, files)
         additions.insert(0, CommitOperationAdd(path_in_repo=README, path_or_fileobj=readme.encode("utf-8")))
         num_samples = sum(card.num_samples for card in cards)
         return additions, [path for path in gone if path not in sizes], sizes, num_samples
 
     def _readme(self, old_text: str, cards: Sequence[CardConfig], files: dict[str, RemoteFile]) -> str:
-        title = Path(self.mixture.path).stem if self.mixture.path else "mixture"
         ours = front_matter_of(cards, title=self.repo.repo_id.rpartition("/")[2])
         merged = merged_front_matter(read_front_matter(old_text), ours, files, place=self.repo.url)
         text = card_text(self.mixture, cards, location=self.repo.repo_id)
-        return merged_readme(old_text, text, section=title, front_matter=merged)
+        return merged_readme(old_text, text, config_names=self.names, card=self._card_digest, front_matter=merged)
 
 
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+def remove_unlocked(folder: str) -> None:
+    """Remove what an ended push has left; one that is under way keeps it."""
+    try:
+        descriptor = os.open(os.path.join(folder, STATE_DIR, "lock"), os.O_RDWR)
+    except OSError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def remove_abandoned(folder: str, plan: dict[str, Any]) -> None:
+    """Remove what pushes of other data to the same repository have left."""
+    parent = os.path.dirname(folder)
+    for name in os.listdir(parent) if os.path.isdir(parent) else ():
+        other = os.path.join(parent, name)
+        found = Target(other).read_json(f"{STATE_DIR}/plan.json") if other != folder else None
+        if isinstance(found, dict) and found.get("repo") == plan["repo"]:
+            configs = found.get("configs")
+            if isinstance(configs, dict) and configs.keys() == plan["configs"].keys():
+                remove_unlocked(other)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,16 +60,17 @@ class HubRepo:
     def create(self, *, private: bool | None) -> None:
         """Make the repository and the branch, where they are not there yet."""
         more: dict[str, Any] = {} if private is None else {"private": private}
-        self._call(
-            lambda: self.api.create_repo(self.repo_id, repo_type="dataset", exist_ok=True, **more),
-            "create the repository",
-        )
-        if private and not getattr(self._call(self._info, "look at the repository"), "private", True):
-            raise OutputError(
-                f"{self.repo_id} is public, and the push is to be private: make it private in its settings first, or "
-                f"choose another name",
-                code="repo_public",
-            )
+
+        def make() -> None:
+            try:
+                self.api.create_repo(self.repo_id, repo_type="dataset", exist_ok=True, **more)
+            except Exception as error:
+                if status_of(error) == 404:  # huggingface_hub 0.22 looks for a repository that it may not make
+                    raise OutputError(self._refused("create the repository"), code="hub_403") from error
+                raise
+
+        self._call(make, "create the repository")
+        self.refuse_public(private)
         if self.revision is not None and not self.revision.startswith("refs/"):
             branch = self.revision
             self._call(
@@ -76,20 +78,32 @@ class HubRepo:
                 f"create the branch {branch}",
             )
 
-    def _info(self) -> Any:
-        return self.api.repo_info(self.repo_id, repo_type="dataset")
+    def refuse_public(self, private: bool | None) -> None:
+        """An OutputError where the push is to be private, and the repository is not."""
+        if private:
+            info = self._call(lambda: self.api.repo_info(self.repo_id, repo_type="dataset"), "look at the repository")
+            if not getattr(info, "private", True):
+                raise OutputError(
+                    f"{self.repo_id} is public, and the push is to be private: make it private in its settings first, "
+                    f"or choose another name",
+                    code="repo_public",
+                )
 
-    def head(self) -> str | None:
-        """The newest commit of the revision; None where there is no such repository or revision."""
+    def head(self, *, or_main: bool = False) -> str | None:
+        """The newest commit of the revision; None where there is no such repository or revision. With `or_main`, that
+        of `main` where the branch is still to be made.
+        """
         from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError
 
-        def look() -> Any:
+        def look(revision: str | None) -> Any:
             try:
-                return self.api.repo_info(self.repo_id, repo_type="dataset", revision=self.revision).sha
+                return self.api.repo_info(self.repo_id, repo_type="dataset", revision=revision).sha
             except (RepositoryNotFoundError, RevisionNotFoundError):
                 return None
 
-        found = self._call(look, "look at the repository")
+        found = self._call(lambda: look(self.revision), "look at the repository")
+        if found is None and or_main and self.revision is not None:
+            found = self._call(lambda: look(None), "look at the repository")
         return None if found is None else str(found)
 
     def files(self, commit: str) -> dict[str, RemoteFile]:
@@ -111,7 +125,12 @@ class HubRepo:
         def read() -> str:
             local = self.api.hf_hub_download(self.repo_id, path, repo_type="dataset", revision=commit)
             with open(local, encoding="utf-8") as file:
-                return file.read()
+                try:
+                    return file.read()
+                except UnicodeDecodeError as error:
+                    raise OutputError(
+                        f"{self.url}: its {path} is no UTF-8 text: {error}", code="repo_occupied"
+                    ) from None
 
         return self._call(read, f"read {path}")
 
@@ -129,6 +148,11 @@ class HubRepo:
                 create_pr=self.create_pr,
                 free_memory=False,
             )
+            if getattr(operation, "_should_ignore", False):
+                raise OutputError(
+                    f"{self.url}: its .gitignore leaves out {path_in_repo!r}: take that line out of it first",
+                    code="repo_ignores",
+                )
             return bool(operation._upload_mode == "lfs")
 
         return self._call(send, f"send {path_in_repo}")
@@ -177,18 +201,22 @@ class HubRepo:
                 repo_type="dataset",
                 revision=self.revision,
                 create_pr=self.create_pr,
-                parent_commit=None if self.create_pr else parent,
+                parent_commit=parent,
             )
         except Exception as error:
             status = status_of(error)
             if status in (409, 412):
                 raise Conflict from error
-            if status is not None and (status == 429 or status >= 500):
+            if is_temporary(error):
                 wait(0, error)
-                raise Unanswered(str(error)) from error
-            if status is None and is_connection_error(error):
-                raise Unanswered(str(error)) from error
-            raise self._explained(error, "commit") from error
+                url = url_of(error)
+                if url is not None and "/commit/" not in url:  # it was not asked for the commit yet
+                    raise Conflict from error
+                raise Unanswered(self._without_token(str(error))) from error
+            explained = self._explained(error, "commit")
+            if explained is error:
+                raise
+            raise explained from error
 
     def _call(self, call: Callable[[], T], what: str) -> T:
         for attempt in range(NUM_ATTEMPTS):
@@ -197,10 +225,11 @@ class HubRepo:
             except OutputError:
                 raise
             except Exception as error:
-                status = status_of(error)
-                again = status in (408, 429) or (status or 0) >= 500 or (status is None and is_connection_error(error))
-                if not again or attempt == NUM_ATTEMPTS - 1:
-                    raise self._explained(error, what) from error
+                if not is_temporary(error) or attempt == NUM_ATTEMPTS - 1:
+                    explained = self._explained(error, what)
+                    if explained is error:
+                        raise
+                    raise explained from error
                 wait(attempt, error)
         raise AssertionError("unreachable")
 
@@ -211,10 +240,7 @@ class HubRepo:
         if status == 401 or type(error).__name__ == "LocalTokenNotFoundError":
             return OutputError(f"{place}: the Hub does not know who you are (401): {LOGIN}", code="hub_401")
         if status == 403:
-            return OutputError(
-                f"{place}: you may not write there (403): ask its owner for write permission, or {LOGIN}",
-                code="hub_403",
-            )
+            return OutputError(self._refused(what), code="hub_403")
         if status is not None:
             text = self._without_token(str(error))
             return OutputError(f"{place}: the Hub answered {status}: {text}", code=f"hub_{status}")
@@ -226,11 +252,16 @@ class HubRepo:
             )
         return error
 
+    def _refused(self, what: str) -> str:
+        return (
+            f"{self.url}: cannot {what}: you may not write there (403): ask its owner for write permission, or {LOGIN}"
+        )
+
     def _without_token(self, text: str) -> str:
         text = " ".join(text.split())[:500]
         for secret in (self._token, os.environ.get("HF_TOKEN")):
             text = text.replace(secret, "…") if secret else text
-        return text
+        return re.sub(r"hf_[A-Za-z0-9]{20,}", "…", text)
 
 
 def uploaded(path_in_repo: str, sha256: str, num_bytes: int) -> Any:
@@ -245,10 +276,12 @@ def uploaded(path_in_repo: str, sha256: str, num_bytes: int) -> Any:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        yield link
+        seen.append(link)
+        link = link.__cause__ or link.__context__
 
 
 def _innermost(error: BaseException) -> BaseException:
@@ -262,6 +295,27 @@ def status_of(error: BaseException) -> int | None:
         if isinstance(status, int):
             return status
     return None
+
+
+def url_of(error: BaseException) -> str | None:
+    """The URL that was asked, where the error says so."""
+    for link in _chain(error):
+        for holder in (getattr(link, "response", None), link):
+            try:
+                url = getattr(getattr(holder, "request", None), "url", None)
+            except RuntimeError:  # httpx, where the request was not noted
+                continue
+            if url is not None:
+                return str(url)
+    return None
+
+
+def is_temporary(error: BaseException) -> bool:
+    """Whether it is worth another attempt."""
+    if any(type(link).__name__ == "OfflineModeIsEnabled" for link in _chain(error)):
+        return False
+    status = status_of(error)
+    return status in (408, 429) or (status or 0) >= 500 or (status is None and is_connection_error(error))
 
 
 def is_connection_error(error: BaseException) -> bool:

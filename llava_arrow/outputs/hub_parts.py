@@ -6,14 +6,15 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 
 from llava_arrow.config_data import ConfigData
+from llava_arrow.outputs.folder import config_folder
 from llava_arrow.outputs.hub_client import HubRepo
-from llava_arrow.outputs.names import safe_name
 from llava_arrow.outputs.parquet import PartFile, PartRecord, write_part
 from llava_arrow.outputs.processes import run_numbered
 from llava_arrow.outputs.target import Target
-from llava_arrow.outputs.units import ConfigUnits, plan_units
+from llava_arrow.outputs.units import ConfigUnits, plan_all_units
 from llava_arrow.plan_cache import PlanCache
 
 __all__ = ["SentParts"]
@@ -23,10 +24,20 @@ NUM_UPLOADS = 2
 
 
 class SentParts:
-    """What is at the Hub already, noted in `target`, a local folder; `marks` are part of the names of files."""
+    """What is at the Hub already, noted in `target`, a local folder; `marks` are part of the names of files, `known`
+    the SHA-256 of files that the repository holds.
+    """
 
-    def __init__(self, datas: Sequence[ConfigData], repo: HubRepo, target: Target, marks: Mapping[str, str]) -> None:
-        self._datas, self._repo, self.target, self._marks = datas, repo, target, marks
+    def __init__(
+        self,
+        datas: Sequence[ConfigData],
+        repo: HubRepo,
+        target: Target,
+        marks: Mapping[str, str],
+        *,
+        known: frozenset[str] = frozenset(),
+    ) -> None:
+        self._datas, self._repo, self.target, self._marks, self._known = datas, repo, target, marks, known
         self.num_sent = 0
         self.configs: list[ConfigUnits] = []
         self.units: list[tuple[ConfigUnits, int]] = []
@@ -56,7 +67,7 @@ class SentParts:
         progress: Callable[[str], None],
     ) -> None:
         """All parts at the Hub, those of earlier runs included; each is freed here as soon as it is there."""
-        self.configs = [plan_units(data, max_shard_bytes=max_shard_bytes, cache=cache) for data in self._datas]
+        self.configs = plan_all_units(self._datas, max_shard_bytes, cache, self.target)
         self.units = [(config, index) for config in self.configs for index in range(len(config.units))]
         self._recall()
         todo = [number for number in range(len(self.units)) if number not in self.records]
@@ -72,10 +83,11 @@ class SentParts:
 
         pending: dict[Future[dict[int, str | None]], tuple[int, PartRecord]] = {}
         with ThreadPoolExecutor(NUM_UPLOADS) as pool:
-            for number, record in run_numbered(make, todo, num_proc=num_proc):
-                while len(pending) >= NUM_UPLOADS:
-                    self._settle(pending, progress)
-                pending[pool.submit(self._send, number, record)] = (number, record)
+            with closing(run_numbered(make, todo, num_proc=num_proc)) as made:
+                for number, record in made:
+                    while len(pending) >= NUM_UPLOADS:
+                        self._settle(pending, progress)
+                    pending[pool.submit(self._send, number, record)] = (number, record)
             while pending:
                 self._settle(pending, progress)
 
@@ -93,8 +105,11 @@ class SentParts:
         }
         objects = {self._digests[key]: size for key, size in sizes.items() if key not in self._local}
         lost = self._repo.missing(list(objects.items())) if objects else set()
-        for number, _ in [key for key, digest in self._digests.items() if digest in lost]:
+        dropped = {number for (number, _), digest in self._digests.items() if digest in lost}
+        for number in dropped:
             self.records.pop(number, None)
+        self._digests = {key: digest for key, digest in self._digests.items() if key[0] not in dropped}
+        self._local = {key for key in self._local if key[0] not in dropped}
 
     def _remember(self, number: int, record: PartRecord, digests: dict[int, str], kept: Sequence[int]) -> None:
         self.records[number] = record
@@ -108,8 +123,10 @@ class SentParts:
         for file in record.files:
             local = self.target.path(_part_name(number, file.number))
             name = config.data.config_name
-            path = f"{safe_name(name)}/part-{index:05d}-{file.number:03d}-{self._marks[name]}.parquet"
-            sent[file.number] = _sha256(local) if self._repo.upload(local, path) else None
+            path = f"{config_folder(name)}/part-{index:05d}-{file.number:03d}-{self._marks[name]}.parquet"
+            digest = _sha256(local)
+            is_there = digest in self._known or self._repo.upload(local, path)
+            sent[file.number] = digest if is_there else None
         return sent
 
     def _settle(
@@ -130,7 +147,7 @@ class SentParts:
             for file_number in digests:
                 if file_number not in kept:
                     self.target.remove(_part_name(number, file_number))
-            self.num_sent += len(digests)
+            self.num_sent += sum(digest not in self._known for digest in digests.values())
             progress(f"sent {len(self.records)} of {len(self.units)} parts")
 
 

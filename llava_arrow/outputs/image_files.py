@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from llava_arrow.column_types import is_list_type, one_array
 from llava_arrow.errors import ImageError, MixtureError, OutputError
-from llava_arrow.image_roots import ImageRoots
+from llava_arrow.image_roots import ImageRoots, forget_links
 from llava_arrow.images import checked, image_format, read_image
 from llava_arrow.outputs.names import EXTENSIONS, ImageNames, identity_of, safe_name
 from llava_arrow.outputs.target import writing
@@ -33,7 +33,7 @@ class ImageFile:
     """One image of a sample: where it is in the table, what it is, and what it is to be called.
 
     `data` are its bytes where they are there already, `path` its reference or original path. When `is_open`, `name`
-    still lacks its extension.
+    still lacks its extension; when `is_unnamed`, it could not be read when names were given.
     """
 
     row: int
@@ -43,6 +43,7 @@ class ImageFile:
     path: str | None
     name: str = ""
     is_open: bool = False
+    is_unnamed: bool = False
     error: MixtureError | None = None
 
 
@@ -52,7 +53,7 @@ def images_of(table: pa.Table, image_columns: Collection[str]) -> list[ImageFile
     for column in table.column_names:
         if column not in image_columns:
             continue
-        array = one_array(table.column(column))
+        array = one_array(table.column(column), may_be_slice=True)
         is_list = is_list_type(array.type)
         items = array.flatten() if is_list else array
         data, paths = items.field("bytes"), items.field("path").to_pylist()
@@ -62,9 +63,12 @@ def images_of(table: pa.Table, image_columns: Collection[str]) -> list[ImageFile
         position = 0
         for row, length in enumerate(lengths):
             for k in range(length):
+                suffix = f"{base}-{k}" if length > 1 else base
                 if is_there[position]:
-                    suffix = f"{base}-{k}" if length > 1 else base
                     found[row].append(ImageFile(row, column, suffix, data[position].as_buffer(), paths[position]))
+                elif is_list:  # a shorter list would not fit the placeholders
+                    error = ImageError(f"image {k} of {column!r} is null", code="image_missing")
+                    found[row].append(ImageFile(row, column, suffix, None, None, error=error))
                 position += 1
     return list(itertools.chain.from_iterable(found))
 
@@ -76,21 +80,22 @@ def name_images(
     sources = table.column("data_source").to_pylist() if "data_source" in table.column_names else None
     ids = table.column("id").to_pylist() if "id" in table.column_names else None
     rows = table.column(ROW).to_pylist()
-    if by_bytes:
-        _read_all([image for image in images if image.data is None], roots)
+    identities = _identities([image for image in images if image.data is None], roots) if by_bytes else {}
     for image in images:
+        if image.error is not None:
+            continue
         row = image.row
         own = ids[row] if ids is not None else None
         if image.data is None:
             original = None if image.path is None else roots.relative(image.path)
-            identity = identity_of(image.path or "")
+            identity = identities.get(id(image), 0) if by_bytes else identity_of(image.path or "")
         else:
             identity = identity_of(image.data)
             original = image.path
             if original is not None and (original.startswith("/") or is_url(original)):
                 original = roots.relative(original)
         image.name, image.is_open = names.name(
-            names.folder_of("default" if sources is None or sources[row] is None else sources[row]),
+            names.folder_of("default" if sources is None or sources[row] is None else str(sources[row])),
             original,
             safe_name(f"{rows[row]:09d}" if own is None else str(own)) + image.suffix,
             identity,
@@ -98,16 +103,20 @@ def name_images(
         )
 
 
-def _read_all(images: Sequence[ImageFile], roots: ImageRoots) -> None:
-    def read(image: ImageFile) -> None:
+def _identities(images: Sequence[ImageFile], roots: ImageRoots) -> dict[int, int]:
+    """By `id` of each reference, what its bytes are; some are in memory at a time. Those that fail get their error."""
+
+    def identity(image: ImageFile) -> tuple[int, int]:
         try:
-            image.data = None if image.path is None else read_image(image.path, roots)
+            return id(image), 0 if image.path is None else identity_of(read_image(image.path, roots))
         except MixtureError as error:
             image.error = error
+            return id(image), 0
 
-    if images:
-        with ThreadPoolExecutor(NUM_THREADS) as pool:
-            list(pool.map(read, images))
+    if not images:
+        return {}
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        return dict(pool.map(identity, images))
 
 
 class ImageFolder:
@@ -117,13 +126,13 @@ class ImageFolder:
     """
 
     def __init__(self, folder: str, temporary: str, roots: ImageRoots) -> None:
+        forget_links()
         self.folder, self._roots = folder, roots
         os.makedirs(temporary, exist_ok=True)
         self._prefix = os.path.join(temporary, f"{os.getpid()}-")
         self._numbers = itertools.count()
         self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="image-files")
         self._lock = threading.Lock()
-        self.num_bytes = 0
         self.num_written = 0
 
     def store(self, images: Sequence[ImageFile]) -> None:
@@ -152,16 +161,20 @@ class ImageFolder:
         if image.data is None:
             if image.path is None:
                 raise ImageError("an image has neither bytes nor a path", code="image_missing")
-            known = self._existing(image)
+            known = None if image.is_unnamed else self._existing(image)
             if known is not None:
                 image.name, image.is_open = known, False
                 return
             data: Any = read_image(image.path, self._roots)
+            if image.is_unnamed:
+                raise ImageError(f"{image.path} could not be read a moment ago", code="image_unreadable")
         else:
             data = checked(image.data, f"embedded image {image.path or ''}".rstrip())
         if image.is_open:
             image.name += EXTENSIONS[image_format(data) or "JPEG"]
             image.is_open = False
+        if image.name.startswith("/") or ".." in image.name.split("/"):  # names are made safe; this is the last door
+            raise ImageError(f"{image.name!r} is no name for an image", code="unsafe_name")
         path = os.path.join(self.folder, image.name)
         try:
             if os.stat(path).st_size == len(data):
@@ -173,8 +186,11 @@ class ImageFolder:
     def _existing(self, image: ImageFile) -> str | None:
         """The name under which a reference was written before."""
         for extension in EXTENSIONS.values() if image.is_open else ("",):
-            if os.path.exists(os.path.join(self.folder, image.name + extension)):
-                return image.name + extension
+            try:  # an empty file is what a power failure leaves
+                if os.stat(os.path.join(self.folder, image.name + extension)).st_size > 0:
+                    return image.name + extension
+            except FileNotFoundError:
+                continue
         return None
 
     def _write(self, path: str, data: Any) -> None:
@@ -195,7 +211,6 @@ class ImageFolder:
                 _remove(temporary)
                 raise
         with self._lock:
-            self.num_bytes += len(data)
             self.num_written += 1
 
 
@@ -215,4 +230,5 @@ def _remove(path: str) -> None:
 def lines_of(names: Sequence[ImageFile], image_dir: str) -> Iterator[str]:
     """The files that are about to be written, as `Target.log_files` takes them; `.?` where an extension is open."""
     for image in names:
-        yield f"{image_dir}/{image.name}{'.?' if image.is_open else ''}"
+        if image.error is None:
+            yield f"{image_dir}/{image.name}{'.?' if image.is_open else ''}"

@@ -23,13 +23,13 @@ def safe_name(text: str) -> str:
     """One path component made of `text`: itself where it is safe, else its safe characters and 10 digits of a hash.
 
     >>> safe_name("000123"), safe_name("a/../b")
-    ('000123', 'a_.._b-0217c9a6a9')
+    ('000123', 'a_.._b-900ea8b7e0')
     """
     name = _UNSAFE.sub("_", text)[:MAX_NAME_BYTES]
-    if name == text and not name.startswith((".", "-")) and not name.endswith("."):
+    if name and name == text and not name.startswith((".", "-")) and not name.endswith("."):
         return name
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:10]
-    return f"{name.strip('.-') or 'x'}-{digest}"
+    return f"{name.strip('._-') or 'x'}-{digest}"
 
 
 def is_safe_path(path: str) -> bool:
@@ -61,14 +61,14 @@ class ImageNames:
     bytes of memory per image.
     """
 
-    def __init__(self, *, by_bytes: bool = False) -> None:
+    def __init__(self) -> None:
         self._owners: dict[str, int] = {}
         self._folders: set[str] = set()
+        self._open: set[str] = set()
         self._shared: dict[int, tuple[str, bool]] = {}
         self._counts: dict[str, int] = {}
         self._repeats: dict[str, int] = {}
         self._source_folders: dict[str, str] = {}
-        self._by_bytes = by_bytes
 
     def folder_of(self, data_source: str) -> str:
         """The folder of a data source; another one for each."""
@@ -87,7 +87,7 @@ class ImageNames:
             original: its own relative path, None where it has none.
             stem: what a name is made of where the original cannot be kept: it is unsafe, or another image has it.
             identity: of its content or reference, from `identity_of`.
-            is_shared: equal identities share one generated name, too.
+            is_shared: equal identities share one name, in whatever folder the first one put it.
 
         Returns:
             The name, and whether it lacks the extension that the image's format asks for.
@@ -105,28 +105,40 @@ class ImageNames:
                 given = name, False
         if given is None:
             given = self._generate(folder, stem), True
-        if is_shared and (self._by_bytes or given[1]):
+        if is_shared:
             self._shared[identity] = given
         return given
 
     def _generate(self, folder: str, stem: str) -> str:
         count = self._counts[folder] = self._counts.get(folder, 0) + 1
-        inner = f"{folder}/{(count - 1) // MAX_GENERATED_PER_FOLDER:05d}"
+        number, mark = (count - 1) // MAX_GENERATED_PER_FOLDER, ""
+        while not self._can_be_folder(inner := f"{folder}/{number:05d}{mark}"):  # a file has that name
+            mark += "-"
         while True:
             repeat = self._repeats[f"{folder}/{stem}"] = self._repeats.get(f"{folder}/{stem}", 0) + 1
             name = f"{inner}/{stem}" if repeat == 1 else f"{inner}/{stem}-{repeat}"
             # An original path may look like a generated one, with any extension.
-            if not any(taken in self._owners or taken in self._folders for taken in _with_extensions(name)):
+            is_taken = any(other in self._owners or other in self._folders for other in _with_extensions(name))
+            if not is_taken and name not in self._open:
                 self._take_folders(name)
-                self._owners[name] = 0
+                self._open.add(name)
                 return name
 
     def _is_free(self, name: str) -> bool:
-        """Whether a file can have this name: no folder has it, and no file has the name of one of its folders."""
+        """Whether a file can have this name: no file or folder has it, and no file that of one of its folders."""
+        return (
+            name not in self._folders and not self._is_generated(name) and self._can_be_folder(name.rpartition("/")[0])
+        )
+
+    def _can_be_folder(self, name: str) -> bool:
         if name in self._folders:
-            return False
-        stem = name.rpartition(".")[0] if "." in name.rpartition("/")[2] else name
-        return not any(part in self._owners for part in (*_parents(name), stem))
+            return True
+        return not any(part in self._owners or self._is_generated(part) for part in (name, *_parents(name)))
+
+    def _is_generated(self, name: str) -> bool:
+        """Whether an image may be called so whose extension is still open."""
+        stem, dot, extension = name.rpartition(".")
+        return bool(dot) and stem in self._open and f".{extension}" in _ALL_EXTENSIONS
 
     def _take_folders(self, name: str) -> None:
         for parent in _parents(name):
@@ -153,6 +165,9 @@ EXTENSIONS = {
     "HEIF": ".heic",
 }
 """By format, as `image_format` names them."""
+
+
+_ALL_EXTENSIONS = frozenset(EXTENSIONS.values())
 
 
 def _with_extensions(name: str) -> Iterable[str]:

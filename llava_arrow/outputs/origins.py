@@ -22,7 +22,7 @@ from llava_arrow.mixture import MIXTURE_CONFIG, Mixture
 from llava_arrow.plan_cache import PlanCache
 from llava_arrow.shards import Shard
 
-__all__ = ["Origin", "OriginEntry", "Part", "mixture_origin", "open_configs"]
+__all__ = ["Origin", "OriginEntry", "Part", "mixture_origin", "open_configs", "places_of"]
 
 ReadPart = Callable[[Tally], Iterator[pa.Table]]
 
@@ -43,13 +43,12 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class OriginEntry:
-    """An entry of the export: its config name, what it calls its data source, and its columns.
+    """An entry of the export: its config name and its columns.
 
     `settings` are the further keys that its entry in the new mixture file has.
     """
 
     name: str
-    data_source: str
     layout: Layout
     unread: Tally = field(default_factory=Tally)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -59,7 +58,8 @@ class OriginEntry:
 class Origin:
     """All samples of an export, in order. `identity` is plain JSON, equal exactly when the samples are.
 
-    `entries` is empty where the samples say by their `data_source` which entries there are.
+    `entries` is empty where the samples say by their `data_source` which entries there are. `places` are the files and
+    folders that they are made of.
     """
 
     identity: dict[str, Any]
@@ -67,7 +67,24 @@ class Origin:
     entries: Sequence[OriginEntry] = ()
     layout: Layout
     top: Mapping[str, Any] = field(default_factory=dict)
+    places: Sequence[str] = ()
     is_stream: bool = False
+
+    @property
+    def settings(self) -> list[Any]:
+        """What the new mixture file says beyond the samples, as plain JSON."""
+        return [
+            {str(key): value for key, value in self.top.items()},
+            [[e.name, dict(e.settings)] for e in self.entries],
+        ]
+
+
+def check_config_names(config_names: Sequence[str] | None) -> None:
+    """A ConfigError where they are no list of names."""
+    if isinstance(config_names, str):
+        raise ConfigError(f"config_names must be a list of names, got {config_names!r}: say [{config_names!r}]")
+    if config_names is not None and not config_names:
+        raise ConfigError("config_names is empty: leave it out for every entry")
 
 
 def open_configs(
@@ -79,8 +96,7 @@ def open_configs(
     embed_images: bool = True,
 ) -> list[ConfigData]:
     """The configs of an export, each once; None means every entry."""
-    if isinstance(config_names, str):
-        raise ConfigError(f"config_names must be a list of names, got {config_names!r}: say [{config_names!r}]")
+    check_config_names(config_names)
     names = config_names or [entry.config_name for entry in mixture.entries]
     for name in names:
         mixture.select(name)
@@ -113,7 +129,6 @@ def mixture_origin(
         entries.append(
             OriginEntry(
                 name=entry.config_name,
-                data_source=entry.name,
                 layout=data.layout,
                 unread=unread[entry.config_name],
                 settings=_settings(entry),
@@ -122,7 +137,8 @@ def mixture_origin(
         parts += [_mixture_part(data, shard, on_error) for shard in shards]
     groups = {data.entries[0].length_group for data in configs}
     return Origin(
-        identity={"mixture": {data.config_name: data.fingerprint for data in configs}},
+        identity={"mixture": [[data.config_name, data.fingerprint] for data in configs]},
+        places=[path for data in configs for path in places_of(data)],
         parts=parts,
         entries=entries,
         layout=Layout.widest((data.config_name, data.layout) for data in configs),
@@ -132,6 +148,11 @@ def mixture_origin(
             "seed": mixture.seed,
         },
     )
+
+
+def places_of(data: ConfigData) -> list[str]:
+    """The files and folders that a config is made of."""
+    return [*(file.path for files in data.files for file in files), *data.image_roots.roots]
 
 
 def _mixture_part(data: ConfigData, shard: Shard, on_error: str) -> Part:

@@ -8,17 +8,20 @@ from __future__ import annotations
 import inspect
 import io
 import json
-import posixpath
+import re
 import sys
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llava_arrow.column_types import Layout, is_list_type, one_array
@@ -31,15 +34,17 @@ from llava_arrow.outputs.processes import made_ahead
 from llava_arrow.paths import is_url
 from llava_arrow.shards import Shard
 
-__all__ = ["ImageStats", "PartFile", "PartRecord", "parquet_schema", "write_part", "yaml_features"]
+__all__ = ["ImageStats", "PartFile", "PartRecord", "fixed_bytes", "parquet_schema", "write_part", "yaml_features"]
 
 IMAGE_GROUP_ROWS = 100
 """The dataset viewer reads whole row groups: with images, it asks for at most this many rows …"""
 GROUP_BYTES = 100_000_000
 """… and this many bytes."""
 TEXT_GROUP_ROWS = 10_000
-FOOTER_BYTES, GROUP_FOOTER_BYTES = 8_192, 3_072
-"""What a file has beyond its row groups, roughly: schema, and per group offsets and statistics."""
+LEAF_BYTES = 280
+"""What a row group costs per leaf beside the values: page headers, offsets, statistics of short texts."""
+MAX_BOUND_BYTES, BOUNDS_PER_LEAF = 4_096, 6
+"""Least and greatest text of a row group, in its footer and page index: how long at most, and how often."""
 NUM_MEASURED = 16
 """Images of a part whose width and height are looked at, for the card."""
 NUM_PREVIEWED = 3
@@ -145,6 +150,19 @@ def _yaml_feature(kind: str) -> dict[str, Any]:
     return known.get(kind, {"dtype": kind})
 
 
+def fixed_bytes(layout: Layout) -> tuple[int, int]:
+    """Bytes of a file without rows, and what each row group adds beside its values."""
+    return _fixed_bytes(tuple(layout.kinds.items()))
+
+
+@lru_cache(maxsize=256)
+def _fixed_bytes(kinds: tuple[tuple[str, str], ...]) -> tuple[int, int]:
+    schema = parquet_schema(Layout(dict(kinds)))
+    sink = pa.BufferOutputStream()
+    pq.ParquetWriter(sink, schema, **_writer_options(schema)).close()
+    return sink.getvalue().size, LEAF_BYTES * len(list(_leaves(schema)))
+
+
 def write_part(data: ConfigData, shards: list[Shard], open_file: OpenFile, *, max_file_bytes: int) -> PartRecord:
     """Write the samples of `shards` as one file, or as several where one would have more than `max_file_bytes`.
 
@@ -157,12 +175,26 @@ def write_part(data: ConfigData, shards: list[Shard], open_file: OpenFile, *, ma
         for shard in shards:
             tally = record.tallies.setdefault(shard.entry.config_name, Tally())
             roots = ImageRoots.of_entry(shard.entry, shard.file.path)
-            for table in made_ahead(data.tables(shard, tally)):
-                plain = _with_relative_paths(table, data.layout, roots)
-                record.arrow_bytes += plain.nbytes
-                _look_at(plain, data.layout, record)
-                writer.add(plain)
+            # One thread reads, one looks at what was read, this one writes.
+            prepared = _prepared(made_ahead(data.tables(shard, tally)), data.layout, roots, record)
+            with closing(made_ahead(prepared)) as tables:
+                for table, sizes in tables:
+                    writer.add(table, sizes)
     return record
+
+
+RowSizes: TypeAlias = tuple[list[int], list[int], list[int]]
+
+
+def _prepared(
+    tables: Iterator[pa.Table], layout: Layout, roots: ImageRoots, record: PartRecord
+) -> Generator[tuple[pa.Table, RowSizes], None, None]:
+    """Tables as they are written, with the sizes of their rows; `record` learns what the card says of them."""
+    for table in tables:
+        plain = _with_relative_paths(table, layout, roots)
+        record.arrow_bytes += plain.nbytes
+        _look_at(plain, layout, record)
+        yield plain, _row_sizes(plain)
 
 
 class _PartWriter:
@@ -171,9 +203,12 @@ class _PartWriter:
     def __init__(self, layout: Layout, open_file: OpenFile, max_file_bytes: int, record: PartRecord) -> None:
         self._layout, self._open, self._record = layout, open_file, record
         self._schema = parquet_schema(layout)
-        self._max_rows = IMAGE_GROUP_ROWS if layout.image_columns else TEXT_GROUP_ROWS
+        self._has_image = False
+        self._longest = self._file_longest = 0
+        self._num_stats = BOUNDS_PER_LEAF * len(_writer_options(self._schema)["write_statistics"])
         self._max_file_bytes = max_file_bytes
-        self._max_bytes = min(GROUP_BYTES, max_file_bytes)
+        self._costs = fixed_bytes(layout)
+        self._max_bytes = max(1, min(GROUP_BYTES, max_file_bytes - sum(self._costs)))
         self._pending: list[pa.Table] = []
         self._num_rows = self._num_bytes = self._num_groups = 0
         self._stack = ExitStack()
@@ -197,36 +232,44 @@ class _PartWriter:
         if not self._stack.__exit__(kind, value, trace):  # the file is given up, and may say more of its error
             raise value
 
-    def add(self, table: pa.Table) -> None:
+    def add(self, table: pa.Table, sizes: RowSizes) -> None:
         """Take some more samples."""
         start = 0
-        for row, size in enumerate(_row_bytes(table).tolist()):
-            is_full = self._num_rows == self._max_rows or self._num_bytes + size > self._max_bytes
-            if self._num_rows and is_full:
-                self._pending.append(table.slice(start, row - start))
+        for row, (size, image_bytes, longest) in enumerate(zip(*sizes, strict=True)):
+            has_image = self._has_image or image_bytes > 0
+            bounds = self._num_stats * max(self._longest, longest)
+            is_full = self._num_bytes + size + bounds > self._max_bytes
+            if self._num_rows and (is_full or self._num_rows >= (IMAGE_GROUP_ROWS if has_image else TEXT_GROUP_ROWS)):
+                if row > start:
+                    self._pending.append(table.slice(start, row - start))
                 self._flush()
                 start = row
             self._num_rows += 1
             self._num_bytes += size
+            self._has_image |= image_bytes > 0
+            self._longest = max(self._longest, longest)
         self._pending.append(table.slice(start))
 
     def _flush(self) -> None:
         if not self._num_rows:
             return
-        group = pa.concat_tables(self._pending).combine_chunks().cast(self._schema)
+        # A group that is one table already is not copied.
+        group = self._pending[0] if len(self._pending) == 1 else pa.concat_tables(self._pending).combine_chunks()
+        group = group.cast(self._schema)
         if self._writer is not None:
-            footer = FOOTER_BYTES + self._num_groups * GROUP_FOOTER_BYTES
-            if self._file.tell() + self._num_bytes + footer > self._max_file_bytes:
+            footer = self._costs[0] + (self._num_groups + 1) * self._costs[1] + self._num_stats * self._file_longest
+            if self._file.tell() + self._num_bytes + footer + self._num_stats * self._longest > self._max_file_bytes:
                 self._close()
         if self._writer is None:
             self._file = self._stack.enter_context(self._open(len(self._record.files)))
             self._writer = pq.ParquetWriter(self._file, self._schema, **self._options)
             self._record.files.append(PartFile(len(self._record.files), 0, 0))
-            self._num_groups = 0
+            self._num_groups = self._file_longest = 0
         self._writer.write_table(group, row_group_size=self._num_rows)
         self._num_groups += 1
+        self._file_longest += self._longest
         self._record.files[-1].num_rows += self._num_rows
-        self._pending, self._num_rows, self._num_bytes = [], 0, 0
+        self._pending, self._num_rows, self._num_bytes, self._has_image, self._longest = [], 0, 0, False, 0
 
     def _close(self) -> None:
         if self._writer is not None:
@@ -237,13 +280,13 @@ class _PartWriter:
 
 
 def _writer_options(schema: pa.Schema) -> dict[str, Any]:
-    """Images are compressed already; the rest is text. Statistics of images would be images."""
+    """Images are compressed already; the rest is text. Statistics of images or answers would be images or answers."""
     leaves = list(_leaves(schema))
     plain = [leaf for leaf in leaves if not leaf.endswith(".bytes")]
     options: dict[str, Any] = {
         "compression": {leaf: "NONE" if leaf.endswith(".bytes") else "ZSTD" for leaf in leaves},
         "use_dictionary": plain,
-        "write_statistics": plain,
+        "write_statistics": [leaf for leaf in plain if not leaf.startswith("conversations.")],
         "write_page_index": True,
     }
     if "use_content_defined_chunking" in inspect.signature(pq.ParquetWriter.__init__).parameters:
@@ -265,25 +308,34 @@ def _leaves(schema: pa.Schema) -> Iterator[str]:
         yield from below(item.name, item.type)
 
 
-def _row_bytes(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Bytes of each row: those of its images exactly, of the rest its share."""
-    sizes = np.zeros(table.num_rows, dtype=np.int64)
+def _row_sizes(table: pa.Table) -> RowSizes:
+    """Per row: its bytes (those of its images exactly, of the rest its share), those of its images, and the longest of
+    the texts that statistics keep the bounds of.
+    """
+    images = np.zeros(table.num_rows, dtype=np.int64)
+    longest = np.zeros(table.num_rows, dtype=np.int64)
     for column in table.column_names:
-        array = one_array(table.column(column))
+        array = one_array(table.column(column), may_be_slice=True)
         is_list = is_list_type(array.type)
         items = array.flatten() if is_list else array
+        owners = image_owners(array, "many" if is_list else "one") if len(items) else np.zeros(0, dtype=np.int64)
         if pa.types.is_struct(items.type) and items.type.get_field_index("bytes") >= 0:
-            lengths = items.field("bytes")
-            each = pa.compute.fill_null(pa.compute.binary_length(lengths), 0).to_numpy(zero_copy_only=False)
-            np.add.at(sizes, image_owners(array, "many" if is_list else "one"), each)
-    rest = table.nbytes - int(sizes.sum())
-    return sizes + max(0, rest) // max(1, table.num_rows)
+            np.add.at(images, owners, _lengths(items.field("bytes")))
+            np.maximum.at(longest, owners, _lengths(items.field("path")))
+        elif pa.types.is_string(items.type):
+            np.maximum.at(longest, owners, _lengths(items))
+    rest = max(0, table.nbytes - int(images.sum())) // max(1, table.num_rows)
+    return (images + rest).tolist(), images.tolist(), np.minimum(longest, MAX_BOUND_BYTES).tolist()
+
+
+def _lengths(array: pa.Array) -> npt.NDArray[np.int64]:
+    return np.asarray(pc.fill_null(pc.binary_length(array), 0).to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
 def _with_relative_paths(table: pa.Table, layout: Layout, roots: ImageRoots) -> pa.Table:
     """Paths of images relative to their root: where they lay on this machine is nobody's business."""
     for column, kind in layout.image_columns.items():
-        array = one_array(table.column(column))
+        array = one_array(table.column(column), may_be_slice=True)
         items = array.flatten() if kind == "many" else array
         paths = [None if path is None else _relative(path, roots) for path in items.field("path").to_pylist()]
         made = pa.StructArray.from_arrays(
@@ -298,16 +350,16 @@ def _with_relative_paths(table: pa.Table, layout: Layout, roots: ImageRoots) -> 
 
 def _relative(path: str, roots: ImageRoots) -> str:
     inner = roots.relative(path) if path.startswith("/") or is_url(path) else path
-    return inner if inner is not None and is_safe_path(inner) else posixpath.basename(path.partition("?")[0])
+    return inner if inner is not None and is_safe_path(inner) else re.split(r"[/\\]", path.partition("?")[0])[-1]
 
 
 def _look_at(table: pa.Table, layout: Layout, record: PartRecord) -> None:
     for column, kind in layout.image_columns.items():
-        array = one_array(table.column(column))
+        array = one_array(table.column(column), may_be_slice=True)
         items = (array.flatten() if kind == "many" else array).field("bytes").drop_null()
         stats = record.images[column]
         stats.count += len(items)
-        stats.num_bytes += int(pa.compute.sum(pa.compute.binary_length(items)).as_py() or 0)
+        stats.num_bytes += int(pc.sum(pc.binary_length(items)).as_py() or 0)
         formats = Counter(image_format(item.as_buffer()[:12]) or "?" for item in items)
         stats.formats = dict(Counter(stats.formats) + formats)
         for item in items[: max(0, NUM_MEASURED - len(stats.sides))]:
@@ -322,10 +374,12 @@ def _sides(data: bytes) -> tuple[int, int] | None:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.size
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, or of many pixels, which nobody decodes here
+            with Image.open(io.BytesIO(data)) as image:
+                return image.size
+    except (OSError, ValueError, RuntimeError, SyntaxError, LookupError, TypeError, Image.DecompressionBombError):
+        return None  # decoders raise anything; a picture that only few can read is written all the same
 
 
 def _shortened(value: Any) -> Any:

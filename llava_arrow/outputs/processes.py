@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -29,11 +29,11 @@ def check_num_proc(num_proc: object) -> None:
 
 def run_numbered(
     work: Callable[[int], Result], numbers: Iterable[int], *, num_proc: int | None, ahead: int = 1
-) -> Iterator[tuple[int, Result]]:
+) -> Generator[tuple[int, Result], None, None]:
     """(number, result) of each piece, in whatever order they end.
 
     `work` is inherited by forked processes, so it need not be picklable (functions of a notebook are not). With one
-    process, or None, it is called here, in order.
+    process, or None, it is called here, in order. To be closed where it is not used up: its processes end then.
 
     Args:
         ahead: pieces that may be under way or done beyond `num_proc` before the caller takes their results.
@@ -52,19 +52,19 @@ def run_numbered(
     pending: dict[Future[Result], int] = {}
     left = iter(numbers)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
-            while True:
-                while len(pending) < num_proc + ahead:
-                    following = next(left, None)
-                    if following is None:
-                        break
+        while True:
+            while len(pending) < num_proc + ahead:
+                following = next(left, None)
+                if following is None:
+                    break
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
                     pending[pool.submit(_call, following)] = following
-                if not pending:
-                    return
-                done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield pending.pop(future), future.result()
+            if not pending:
+                return
+            done, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield pending.pop(future), future.result()
     except BrokenProcessPool as error:
         raise OutputError(
             "a worker process was killed (out of memory?): run the same command again, what is finished is kept",
@@ -75,13 +75,16 @@ def run_numbered(
         _work = None
 
 
-def made_ahead(items: Iterator[Item]) -> Iterator[Item]:
+def made_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
     """The same items, each made in a thread while the one before it is used: one reads while the other writes."""
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
-        future = pool.submit(next, items, None)
-        while (item := future.result()) is not None:
+        try:
             future = pool.submit(next, items, None)
-            yield item
+            while (item := future.result()) is not None:
+                future = pool.submit(next, items, None)
+                yield item
+        finally:
+            pool.submit(getattr(items, "close", lambda: None))  # where it runs, once what is under way has ended
 
 
 def _call(number: int) -> Any:

@@ -15,17 +15,19 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from llava_arrow.column_types import is_list_type
 from llava_arrow.errors import ConfigError, OutputError
 from llava_arrow.ledger import LedgerLine, Tally, sum_tallies, write_ledger
 from llava_arrow.mixture import Mixture
-from llava_arrow.outputs.dataset_origin import dataset_origin, parquet_origin
+from llava_arrow.outputs.dataset_origin import dataset_origin, is_parquet_folder, parquet_origin
 from llava_arrow.outputs.image_files import ImageFile, ImageFolder, images_of, lines_of, name_images
 from llava_arrow.outputs.names import ImageNames, is_safe_path
 from llava_arrow.outputs.origins import Origin, Part, mixture_origin
@@ -35,6 +37,7 @@ from llava_arrow.outputs.target import STATE_DIR, Target, TextFile
 from llava_arrow.paths import is_url
 from llava_arrow.plan_cache import PlanCache
 from llava_arrow.sources import ROW
+from llava_arrow.sources.files import detect_format
 
 __all__ = ["RawExport", "export_raw"]
 
@@ -42,16 +45,18 @@ FORMAT = 1
 PARTS = f"{STATE_DIR}/parts"
 MIXTURE, REPORT, LEDGER = "mixture.yaml", "report.json", "ledger.jsonl"
 TABLE_ROWS = 1_024
-_LISTS: Any = msgspec.json.Encoder()
 
 
 @dataclass(frozen=True)
 class RawExport:
-    """What `export_raw` wrote. `report` is as `builder.report()`, per entry; a dataset is reported as `data`."""
+    """What `export_raw` wrote. `report` is as `builder.report()`, per entry; a dataset is reported as `data`.
+    `num_images_written` are those of this run: what an earlier one has written is left.
+    """
 
     out_dir: str
     json_path: str
     num_samples: int
+    num_images_written: int
     report: dict[str, Any] = field(repr=False)
     was_complete: bool = False
 
@@ -104,15 +109,22 @@ def export_raw(
         raise ConfigError("a stream is read by one process: leave num_proc out")
     target = Target(out_dir)
     plan = {
-        "format": FORMAT, "kind": "raw", **origin.identity, "json_name": json_name, "image_dir": image_dir,
-        "on_error": on_error, "by_bytes": by_bytes, "jsonl": jsonl or json_name.endswith(".jsonl"),
-    }  # fmt: skip
+        "format": FORMAT,
+        "kind": "raw",
+        **origin.identity,
+        "mixture_file": origin.settings,
+        "json_name": json_name,
+        "image_dir": image_dir,
+        "on_error": on_error,
+        "by_bytes": by_bytes,
+        "jsonl": jsonl or not json_name.endswith(".json"),
+    }
     try:
-        if target.claim(plan, overwrite=overwrite) == "complete":
+        if target.claim(plan, overwrite=overwrite, sources=origin.places) == "complete":
             manifest = target.manifest() or {}
             report = target.read_json(REPORT) or {}
             return RawExport(
-                target.root, target.path(json_name), int(manifest.get("num_samples", 0)), report, was_complete=True
+                target.root, target.path(json_name), int(manifest.get("num_samples", 0)), 0, report, was_complete=True
             )
         return _Exporter(origin, target, plan).run(num_proc, progress)
     finally:
@@ -120,10 +132,14 @@ def export_raw(
 
 
 def _check_arguments(json_name: str, image_dir: str, on_error: str, num_proc: int | None) -> None:
+    reserved = (MIXTURE, REPORT, LEDGER, STATE_DIR)
     for key, name in (("json_name", json_name), ("image_dir", image_dir)):
-        reserved = (MIXTURE, REPORT, LEDGER, STATE_DIR)
-        if not is_safe_path(name) or "/" in name or name in reserved or json_name == image_dir:
+        if not is_safe_path(name) or "/" in name or name in reserved:
             raise ConfigError(f"{key} must be a plain name and none of {', '.join(reserved)}, got {name!r}")
+    if detect_format(json_name) not in (("json", None), ("jsonl", None)) or "$" in json_name:
+        raise ConfigError(f"json_name must end in .json or .jsonl, so that it can be read again, got {json_name!r}")
+    if json_name == image_dir:
+        raise ConfigError(f"json_name and image_dir must differ, both are {json_name!r}")
     if on_error not in ("raise", "skip"):
         raise ConfigError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
     check_num_proc(num_proc)
@@ -140,7 +156,7 @@ def _open(
     root = None if image_root is None else os.fspath(image_root)
     if root is not None and not is_url(root):
         root = os.path.abspath(root)
-    if isinstance(source, (str, os.PathLike)) and (is_url(os.fspath(source)) or os.path.isdir(source)):
+    if isinstance(source, (str, os.PathLike)) and is_parquet_folder(source):
         return parquet_origin(os.fspath(source), config_names, image_root=root, on_error=on_error)
     if source is None or isinstance(source, (str, os.PathLike, Mixture)):
         mixture = Mixture.load(source, image_root=root)
@@ -158,7 +174,8 @@ class _Exporter:
         self.origin, self.target, self.plan = origin, target, plan
         self.image_dir: str = plan["image_dir"]
         self.image_columns = frozenset(origin.layout.all_image_columns)
-        self.names = ImageNames(by_bytes=plan["by_bytes"])
+        self.names = ImageNames()
+        self._progress: Callable[[str], None] | None = None
 
     def run(self, num_proc: int | None, progress: Callable[[str], None]) -> RawExport:
         """Write everything."""
@@ -166,9 +183,11 @@ class _Exporter:
         is_alone = (num_proc or 1) == 1
         given = numbers if is_alone else self._named_ahead(numbers)
         summaries: dict[int, PartSummary] = {}
-        for number, summary in run_numbered(lambda n: self._write_part(n, is_alone), given, num_proc=num_proc):
-            summaries[number] = summary
-            progress(f"{sum(done.num_samples for done in summaries.values()):,} samples")
+        self._progress = progress if is_alone else None
+        with closing(run_numbered(lambda n: self._write_part(n, is_alone), given, num_proc=num_proc)) as written:
+            for number, summary in written:
+                summaries[number] = summary
+                progress(f"{sum(done.num_samples for done in summaries.values()):,} samples")
         return self._finish([summaries[number] for number in numbers])
 
     def _named_ahead(self, numbers: Sequence[int]) -> Iterator[int]:
@@ -178,7 +197,7 @@ class _Exporter:
             with self.target.create(f"{PARTS}/names-{number:06d}.txt") as file:
                 for table in part.read(Tally()):
                     images = self._named(table, part)
-                    file.write("".join(f"{i.name}\t{'?' if i.is_open else ''}\n" for i in images).encode())
+                    file.write("".join(f"{image.name}\t{_mark_of(image)}\n" for image in images).encode())
             yield number
 
     def _named(self, table: pa.Table, part: Part) -> list[ImageFile]:
@@ -187,11 +206,11 @@ class _Exporter:
         self.target.log_files(lines_of(images, self.image_dir))
         return images
 
-    def _known_names(self, number: int) -> Iterator[tuple[str, bool]]:
+    def _known_names(self, number: int) -> Iterator[tuple[str, str]]:
         with open(self.target.path(f"{PARTS}/names-{number:06d}.txt"), encoding="utf-8", newline="\n") as file:
             for line in file:
                 name, _, mark = line.rstrip("\n").rpartition("\t")
-                yield name, mark == "?"
+                yield name, mark
 
     def _write_part(self, number: int, is_alone: bool) -> PartSummary:
         """The images and records of one part."""
@@ -209,12 +228,15 @@ class _Exporter:
                         else:
                             images = images_of(piece, self.image_columns)
                             for image in images:
-                                image.name, image.is_open = next(known)
+                                image.name, mark = next(known)
+                                image.is_open, image.is_unnamed = mark == "?", mark == "!"
                         folder.store(images)
                         self._write_records(piece, images, part, summary, file)
+                        if self._progress is not None:
+                            self._progress(f"{summary.num_samples:,} samples of part {number + 1}")
         finally:
             folder.close()
-        summary.num_images_written, summary.num_bytes_written = folder.num_written, folder.num_bytes
+        summary.num_images_written = folder.num_written
         return summary
 
     def _write_records(
@@ -227,7 +249,6 @@ class _Exporter:
         paths: dict[tuple[int, str], list[str]] = {}
         for image in images:
             paths.setdefault((image.row, image.column), []).append(image.name)
-        encode = _LISTS.encode
         order = [name for name in table.column_names if name != ROW]
         lines = bytearray()
         num_samples = 0
@@ -243,9 +264,10 @@ class _Exporter:
                     value = found[0] if found is not None and len(found) == 1 else found
                 if value is not None:
                     record[name] = value
-            lines += encode(record) + b"\n"
+            lines += _ENCODER.encode(record) + b"\n"
             num_samples += 1
-            summary.count_source(record.get("data_source"))
+            source = record.get("data_source")
+            summary.count_source(source if source is None else str(source))
         file.write(bytes(lines))
         summary.num_samples += num_samples
 
@@ -276,17 +298,18 @@ class _Exporter:
             reason = f": {first.code}: {first.reason}" if first is not None else ""
             raise OutputError(f"there is no sample to write{reason}", code="nothing_to_write")
         report = {name: tally.to_report() for name, tally in tallies.items()}
-        mixture, marked = new_mixture(self.origin, summaries, json_name=plan["json_name"], image_dir=self.image_dir)
+        mixture, mark = new_mixture(self.origin, summaries, json_name=plan["json_name"], image_dir=self.image_dir)
         target.log_files([MIXTURE, REPORT, LEDGER, plan["json_name"]])
         with target.create(LEDGER) as file:
             write_ledger(tallies, TextFile(file))
         target.write_text(REPORT, json.dumps(report, indent=2, ensure_ascii=False))
         target.write_text(MIXTURE, mixture)
         with target.create(plan["json_name"]) as file:
-            self._join(summaries, marked, file)
-        target.finish({**plan, "num_samples": num_samples})
-        target.remove_state("parts")
-        return RawExport(target.root, target.path(plan["json_name"]), num_samples, report)
+            self._join(summaries, mark, file)
+        sizes = {name: target.size(name) for name in (MIXTURE, plan["json_name"])}
+        target.finish({**plan, "num_samples": num_samples, "sizes": sizes})
+        num_images = sum(summary.num_images_written for summary in summaries)
+        return RawExport(target.root, target.path(plan["json_name"]), num_samples, num_images, report)
 
     def _tallies(self, summaries: Sequence[PartSummary]) -> dict[str, Tally]:
         names = [entry.name for entry in self.origin.entries] or [""]
@@ -299,32 +322,48 @@ class _Exporter:
             tally.ledger.sort(key=lambda line: (line.file, line.row))
         return tallies
 
-    def _join(self, summaries: Sequence[PartSummary], marked: bool, file: BinaryIO) -> None:
-        """All records in one file; `marked`, each with the entry it is of."""
+    def _join(self, summaries: Sequence[PartSummary], mark: str | None, file: BinaryIO) -> None:
+        """All records in one file, each with the entry it is of under the key `mark`."""
         is_array = not self.plan["jsonl"]
         separator = b",\n" if is_array else b"\n"
         is_first = True
         if is_array:
             file.write(b"[\n")
         for number, summary in enumerate(summaries):
-            mark = b'{"entry":' + msgspec.json.encode(summary.entry) + b"," if marked else b""
+            beginning = b"" if mark is None else b"{%b:%b," % tuple(map(msgspec.json.encode, (mark, summary.entry)))
             with open(self.target.path(f"{PARTS}/{number:06d}.jsonl"), "rb") as part:
                 while True:
                     lines = part.readlines(1 << 20)
                     if not lines:
                         break
                     texts = [line[:-1] for line in lines]
-                    if marked:
-                        texts = [mark + text[1:] for text in texts]
+                    if mark is not None:
+                        texts = [beginning + text[1:] for text in texts]
                     file.write((b"" if is_first else separator) + separator.join(texts))
                     is_first = False
         file.write(b"\n]\n" if is_array else b"\n")
 
 
+def _mark_of(image: ImageFile) -> str:
+    """`?` for a name that lacks its extension, `!` for an image that could not be read and has no name."""
+    return "!" if image.error is not None else "?" if image.is_open else ""
+
+
+def _other_values(value: Any) -> Any:
+    """Points in time of any unit; JSON has none of them."""
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    raise NotImplementedError
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_other_values)
+
+
 def _as_json(column: pa.ChunkedArray) -> list[Any]:
     """Values as JSON has them: NaN and the infinities become texts, for which it has no numbers."""
     values: list[Any] = column.to_pylist()
-    return [_finite(value) for value in values] if _holds_floats(column.type) else values
+    kind = getattr(column.type, "storage_type", column.type)  # arrays of datasets are lists in disguise
+    return [_finite(value) for value in values] if _holds_floats(kind) else values
 
 
 def _holds_floats(kind: pa.DataType) -> bool:
@@ -334,8 +373,10 @@ def _holds_floats(kind: pa.DataType) -> bool:
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else "NaN" if value != value else f"{'-' * (value < 0)}Infinity"
+    if isinstance(value, (float, np.floating)):
+        if math.isnan(value):
+            return "NaN"
+        return float(value) if math.isfinite(value) else "-Infinity" if value < 0 else "Infinity"
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return {key: _finite(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -22,7 +22,7 @@ MAX_DATA_SOURCES = 1_000
 MAX_LISTED = 100
 """Data sources that one entry of the new mixture names."""
 MARK = "entry"
-"""The key that says a record's entry, where its data source does not."""
+"""The key that says a record's entry, where its data source does not (with more letters, where that is a column)."""
 
 
 @dataclass
@@ -33,7 +33,6 @@ class PartSummary:
     tally: Tally = field(default_factory=Tally)
     num_samples: int = 0
     num_images_written: int = 0
-    num_bytes_written: int = 0
     sources: Counter[str | None] = field(default_factory=Counter)
 
     def count_source(self, data_source: str | None) -> None:
@@ -44,23 +43,26 @@ class PartSummary:
 
 def new_mixture(
     origin: Origin, summaries: Sequence[PartSummary], *, json_name: str, image_dir: str
-) -> tuple[str, bool]:
-    """The text of `mixture.yaml`, and whether each record must say its entry under the key `entry`.
+) -> tuple[str, str | None]:
+    """The text of `mixture.yaml`, and the key under which each record must say its entry, None where it need not.
 
     Where every entry has a data source of its own, that tells its records from the others'.
     """
     common = {"json_path": json_name, "image_root": image_dir}
     entries: list[dict[str, Any]] = []
-    marked = False
+    mark: str | None = None
     if origin.entries:
         filled = [e for e in origin.entries if any(s.entry == e.name and s.num_samples for s in summaries)]
         owned = [dict.fromkeys(x for s in summaries if s.entry == e.name for x in s.sources) for e in filled]
-        marked = len(filled) > 1 and not _tell_apart(owned)
+        if len(filled) > 1 and not _tell_apart(owned):
+            mark = MARK
+            while any(mark in entry.layout.kinds for entry in filled):
+                mark += "_"
         for entry, found in zip(filled, owned, strict=True):
             texts = list(found)
-            where: dict[str, Any] = {MARK: entry.name}
-            if not marked:
-                where = {"data_source": texts[0] if len(texts) == 1 else texts}
+            where: dict[str, Any] = {"data_source": texts[0] if len(texts) == 1 else texts}
+            if mark is not None:
+                where = {mark: entry.name}
             item: dict[str, Any] = {"name": entry.name, **common, **({"where": where} if len(filled) > 1 else {})}
             entries.append({**item, "features": _features(entry.layout), **entry.settings})
     else:
@@ -69,15 +71,16 @@ def new_mixture(
             sources.update(dict.fromkeys(summary.sources))
         is_told = None not in sources and MIXTURE_CONFIG not in sources and 1 < len(sources) <= MAX_DATA_SOURCES
         only = next(iter(sources)) if len(sources) == 1 else None
-        for name in sources if is_told else [only if only not in (None, MIXTURE_CONFIG) else "data"]:
-            item = {"name": name, **common, **({"where": {"data_source": name}} if is_told else {})}
+        for source in sources if is_told else [only if only not in (None, MIXTURE_CONFIG) else "data"]:
+            item = {"name": source or "data", **common, **({"where": {"data_source": source}} if is_told else {})}
             entries.append({**item, "features": _features(origin.layout), "placeholders": "off"})
     head = (
         f'# The samples of {json_name} as a mixture: load_dataset("llava_mixture", …, mixture="mixture.yaml").\n'
         "# `features` restores the column types that JSON does not keep.\n"
     )
-    top = {key: value for key, value in origin.top.items() if value}
-    return head + yaml.safe_dump({**top, "datasets": entries}, sort_keys=False, allow_unicode=True, width=1000), marked
+    top = {key: value for key, value in origin.top.items() if value not in (None, {})}
+    # Escaped: of some characters beyond ASCII, YAML would make line breaks.
+    return head + yaml.safe_dump({**top, "datasets": entries}, sort_keys=False, width=1000), mark
 
 
 def _tell_apart(owned: Sequence[Mapping[str | None, None]]) -> bool:

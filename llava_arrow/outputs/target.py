@@ -16,6 +16,7 @@ import json
 import os
 import posixpath
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Literal
@@ -23,6 +24,7 @@ from typing import Any, BinaryIO, Literal
 import pyarrow as pa
 
 from llava_arrow.errors import OutputError
+from llava_arrow.outputs.names import EXTENSIONS
 from llava_arrow.paths import is_url
 from llava_arrow.sources.files import filesystem
 
@@ -31,6 +33,7 @@ __all__ = ["STATE_DIR", "Target", "TextFile", "writing"]
 STATE_DIR = ".llava-mixture"
 PLAN, FILES, MANIFEST = f"{STATE_DIR}/plan.json", f"{STATE_DIR}/files.txt", f"{STATE_DIR}/manifest.json"
 State = Literal["new", "unfinished", "complete"]
+LOCK_WAIT_S = 3.0
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -54,18 +57,24 @@ class Target:
         path = os.fspath(out_dir)
         self.is_local = not is_url(path) or path.startswith("file://")
         self.root = os.path.abspath(path.removeprefix("file://")) if self.is_local else path.rstrip("/")
-        self._fs: Any = None
-        self._inner = self.root
-        if not self.is_local:
-            self._fs, self._inner = filesystem(self.root)
+        self._inner = self.root if self.is_local else filesystem(self.root)[1]
         self._lock_file: int | None = None
+
+    @property
+    def _fs(self) -> Any:
+        """The filesystem of a URL, anew in each process, as connections do not survive a fork; None for a folder."""
+        return None if self.is_local else filesystem(self.root)[0]
 
     def path(self, name: str) -> str:
         """The path of `name` on its filesystem."""
         return posixpath.join(self._inner, name)
 
-    def claim(self, plan: Mapping[str, Any], *, overwrite: bool) -> State:
+    def claim(self, plan: Mapping[str, Any], *, overwrite: bool, sources: Iterable[str] = ()) -> State:
         """Make the folder ours for `plan`, plain JSON that is equal exactly when the output would be.
+
+        Args:
+            overwrite: replace what another plan has written.
+            sources: files and folders that the output is made of.
 
         Returns:
             `new`; `unfinished`, when an earlier run of the same plan was killed; `complete`, when there is nothing to
@@ -74,11 +83,23 @@ class Target:
         Raises:
             OutputError: it holds something else, or cannot be written.
         """
+        inside = next((path for path in sources if self._holds(path)), None)
+        if inside is not None:
+            raise OutputError(
+                f"{self.root} holds what is to be exported ({inside}): choose another folder", code="target_is_source"
+            )
         with writing(self.root):
             self._lock()
             found = self.read_json(PLAN)
+            if not isinstance(found, dict) or not {"format", "kind"} <= found.keys():
+                found = None
             is_complete = self.exists(MANIFEST)
+            if found == plan and is_complete and not self._is_whole():
+                self.remove(MANIFEST)  # somebody has removed what it lists: make that again
+                is_complete = False
             if found == plan and not (overwrite and is_complete):
+                if is_complete:  # a run that was killed in its last moment has not cleaned up
+                    self._clean()
                 return "complete" if is_complete else "unfinished"
             if found is None:
                 self._must_be_empty()
@@ -92,11 +113,24 @@ class Target:
             else:
                 self._clear()
             self.write_text(PLAN, json.dumps(plan, indent=2, ensure_ascii=False))
+            self.remove(FILES)
         return "new"
 
+    def _is_whole(self) -> bool:
+        """Whether the files whose sizes the manifest lists are as it says."""
+        sizes = (self.manifest() or {}).get("sizes", {})
+        return all(self.size(name) == size for name, size in sizes.items())
+
+    def _holds(self, path: str) -> bool:
+        if not self.is_local:
+            return path == self.root or path.startswith(self.root + "/")
+        local = path.removeprefix("file://")
+        real, root = os.path.realpath(local), os.path.realpath(self.root)
+        return not is_url(local) and (real == root or real.startswith(root + "/"))
+
     def _must_be_empty(self) -> None:
-        own = (f"{STATE_DIR}/lock", f"{STATE_DIR}/unfinished/")  # of a run that was killed before it had a plan
-        found = [name for name in self.all_files() if not name.startswith(own)]
+        # A run that was killed before it had a plan leaves something there.
+        found = [name for name in self.all_files() if not name.startswith(f"{STATE_DIR}/")]
         if found:
             raise OutputError(
                 f"{self.root} is not empty and holds no export of ours (there is {found[0]!r}): choose another folder",
@@ -108,7 +142,9 @@ class Target:
         listed = set(self.read_lines(FILES))
 
         def is_listed(name: str) -> bool:  # `.?` stands for an extension that was not known yet
-            return name.startswith(f"{STATE_DIR}/") or name in listed or f"{os.path.splitext(name)[0]}.?" in listed
+            stem, extension = os.path.splitext(name)
+            is_image = extension in EXTENSIONS.values() and f"{stem}.?" in listed
+            return name.startswith(f"{STATE_DIR}/") or name in listed or is_image
 
         others = [name for name in self.all_files() if not is_listed(name)]
         if others:
@@ -118,17 +154,14 @@ class Target:
                 code="target_occupied",
             )
         self.remove(MANIFEST)  # first of all: from now on nothing here looks complete
-        if not self.is_local:
-            for name in self.all_files():
+        self._clean()
+        kept = (PLAN, FILES, f"{STATE_DIR}/lock")  # by which a killed run would go on with this
+        for name in sorted(self.all_files(), key=lambda name: name.count("/")):  # what makes it look whole comes first
+            if name not in kept:
                 self.remove(name)
-            return
-        for name in os.listdir(self.root):
-            path = os.path.join(self.root, name)
-            if name == STATE_DIR:  # it holds the lock
-                for part in ("parts", "unfinished", "plan.json", "files.txt"):
-                    self.remove_state(part)
-                continue
-            shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.remove(path)
+        for folder, _, _ in os.walk(self.root, topdown=False) if self.is_local else ():
+            if not os.listdir(folder):
+                os.rmdir(folder)
 
     def log_files(self, names: Iterable[str]) -> None:
         """Note the names of files that are about to be written."""
@@ -140,8 +173,7 @@ class Target:
                 with open(self.path(FILES), "a", encoding="utf-8") as file:
                     file.write(text)
             else:
-                known = "".join(f"{name}\n" for name in self.read_lines(FILES))
-                self.write_text(FILES, known + text)
+                self.write_text(FILES, (self.read_text(FILES) or "") + text)
 
     def _lock(self) -> None:
         """Two runs into one local folder would get in each other's way; the lock goes with the process."""
@@ -149,18 +181,27 @@ class Target:
             return
         if os.path.lexists(self.root) and not os.path.isdir(self.root):
             raise OutputError(f"{self.root} is a file: an export needs a folder", code="target_occupied")
+        if os.path.islink(self.path(STATE_DIR)):
+            raise OutputError(f"{self.path(STATE_DIR)} is a link: choose another folder", code="target_occupied")
         is_new = not self.exists(STATE_DIR)
         if is_new:
             self._must_be_empty()
         os.makedirs(self.path(STATE_DIR), exist_ok=True)
         descriptor = os.open(self.path(f"{STATE_DIR}/lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise OutputError(
-                f"another run is writing into {self.root}: wait for it to end", code="target_locked"
-            ) from error
+        # Processes of a run that was killed hold the lock, and may write, for a moment more.
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
+                os.close(descriptor)
+                raise OutputError(
+                    f"another run is writing into {self.root}: wait for it to end", code="target_locked"
+                ) from error
         self._lock_file = descriptor
 
     def close(self) -> None:
@@ -172,7 +213,12 @@ class Target:
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Mark the export as complete."""
         self.write_text(MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False))
-        self.remove_state("unfinished")
+        self._clean()
+
+    def _clean(self) -> None:
+        """Remove what only an unfinished export needs."""
+        for name in ("unfinished", "parts", "moves.json"):
+            self.remove_state(name)
 
     def manifest(self) -> dict[str, Any] | None:
         """What `finish` was given, None before that."""
@@ -206,19 +252,23 @@ class Target:
             found += [os.path.relpath(os.path.join(folder, name), self.root) for name in [*names, *links]]
         return sorted(found)
 
-    def make_folder(self, name: str) -> None:
-        """Make a folder and those above it."""
-        if self._fs is None:
-            os.makedirs(self.path(name), exist_ok=True)
-
     @contextmanager
     def create(self, name: str) -> Iterator[Any]:
         """A binary file-like object to write `name` with; the file is there, whole, when the block is left."""
         path = self.path(name)
         with writing(path):
             if self._fs is not None:
-                with self._fs.open(path, "wb") as file:  # object stores show an object when it is closed
+                fs = self._fs
+                file = fs.open(path, "wb")
+                try:
                     yield file
+                except BaseException:
+                    discard = getattr(file, "discard", None)  # object stores show an object when it is closed
+                    discard() if discard is not None else file.close()
+                    if fs.exists(path):
+                        fs.rm_file(path)
+                    raise
+                file.close()
                 return
             temporary = self.path(f"{STATE_DIR}/unfinished/{os.getpid()}-{os.path.basename(name)}")
             for needed in (path, temporary):
@@ -233,8 +283,9 @@ class Target:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file, all of it or nothing."""
+        data = text.encode("utf-8")
         with self.create(name) as file:
-            file.write(text.encode("utf-8"))
+            file.write(data)
 
     def read_text(self, name: str) -> str | None:
         """A small file's text, None where there is none."""
@@ -248,12 +299,12 @@ class Target:
 
     def read_lines(self, name: str) -> Iterable[str]:
         """The lines of a text file, none where there is no file."""
-        return (self.read_text(name) or "").splitlines()
+        return (self.read_text(name) or "").split("\n")
 
     def read_json(self, name: str) -> Any:
         """A small JSON file, None where there is none or it is broken."""
-        text = self.read_text(name)
         try:
+            text = self.read_text(name)
             return None if text is None else json.loads(text)
         except ValueError:
             return None

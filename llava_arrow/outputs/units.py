@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +12,22 @@ import pyarrow as pa
 
 from llava_arrow.config_data import ConfigData
 from llava_arrow.errors import ConfigError
+from llava_arrow.images import image_sizes
 from llava_arrow.ledger import Tally
+from llava_arrow.outputs.parquet import fixed_bytes
+from llava_arrow.outputs.target import STATE_DIR, Target
 from llava_arrow.overview import count_entry
+from llava_arrow.pipeline import REMOTE_IMAGE_BYTES, first_samples
 from llava_arrow.plan import named, plan_shards
 from llava_arrow.plan_cache import PlanCache
 from llava_arrow.shards import Shard
 
-__all__ = ["ConfigUnits", "check_shard_bytes", "plan_units"]
+__all__ = ["ConfigUnits", "check_shard_bytes", "plan_all_units", "plan_units"]
 
+CUTS = f"{STATE_DIR}/cuts.json"
 DEFAULT_SHARD_BYTES = 500_000_000
+NUM_MEASURED, NUM_LOOKED_AT = 256, 8
+"""Rows by which samples are taken to be as large as they are, and shards in which such rows are looked for."""
 FILLED = 0.9
 """Part sizes are estimates: that much of a file they may fill, so that few parts need a second file."""
 
@@ -33,6 +41,7 @@ class ConfigUnits:
     unread: dict[str, Tally]
     num_samples: int
     estimated_bytes: int
+    cuts: list[int]
 
 
 def check_shard_bytes(value: object) -> int:
@@ -42,33 +51,57 @@ def check_shard_bytes(value: object) -> int:
     return value
 
 
-def plan_units(data: ConfigData, *, max_shard_bytes: int, cache: PlanCache) -> ConfigUnits:
+def plan_all_units(
+    datas: Sequence[ConfigData], max_shard_bytes: int, cache: PlanCache, target: Target
+) -> list[ConfigUnits]:
+    """`plan_units` of each config, cut as an earlier run into `target` has cut them: images may have changed since,
+    and with them the estimates.
+    """
+    known = target.read_json(CUTS) or {}
+    planned = [
+        plan_units(data, max_shard_bytes=max_shard_bytes, cache=cache, cuts=known.get(data.config_name))
+        for data in datas
+    ]
+    target.write_text(CUTS, json.dumps({units.data.config_name: units.cuts for units in planned}))
+    return planned
+
+
+def plan_units(
+    data: ConfigData, *, max_shard_bytes: int, cache: PlanCache, cuts: Sequence[int] | None = None
+) -> ConfigUnits:
     """Cut a config so that each unit gives about one file of at most `max_shard_bytes`.
 
-    The size of a sample is estimated from the first ones of each entry, images included.
+    The size of a sample is estimated from the first ones of each entry and the sizes of their images; `cuts`, into how
+    many units each entry is cut, spares that.
     """
     units: list[list[Shard]] = []
     unread: dict[str, Tally] = {}
     total = estimated = 0
-    for entry, files in zip(data.entries, data.files, strict=True):
+    made: list[int] = []
+    for i, (entry, files) in enumerate(zip(data.entries, data.files, strict=True)):
         num_samples = named(entry, partial(count_entry, entry, cache=cache)).num_samples
         whole = named(entry, partial(plan_shards, entry, cache=cache, files=files))
-        num_bytes = num_samples * _bytes_per_sample(data, whole.shards)
-        wanted = max(1, math.ceil(num_bytes / (FILLED * max_shard_bytes)))
+        num_bytes = num_samples * _bytes_per_sample(data, whole.shards) if cuts is None else 0.0
+        usable = max(1, max_shard_bytes - sum(fixed_bytes(data.layout)))
+        wanted = max(1, math.ceil(num_bytes / (FILLED * usable))) if cuts is None else cuts[i]
+        made.append(wanted)
         plan = named(entry, partial(plan_shards, entry, num_shards=wanted, cache=cache, files=files))
         units += _grouped(plan.shards, wanted)
         unread[entry.config_name] = plan.unread
         total += num_samples
         estimated += int(num_bytes)
-    return ConfigUnits(data, units, unread, total, estimated)
+    return ConfigUnits(data, units, unread, total, estimated, made)
 
 
 def _bytes_per_sample(data: ConfigData, shards: Sequence[Shard]) -> float:
-    for shard in shards:
-        table: pa.Table | None = next(data.tables(shard, Tally()), None)
-        if table is not None:
-            return float(table.nbytes / table.num_rows)
-    return 1.0
+    names = [entry.config_name for entry in data.entries]
+    for shard in shards[:NUM_LOOKED_AT]:
+        layout = data.layouts[names.index(shard.entry.config_name)]
+        table: pa.Table | None = first_samples(shard, layout=layout, num_rows=NUM_MEASURED)
+        if table is not None and table.num_rows:
+            images = int(image_sizes(table, layout, REMOTE_IMAGE_BYTES).sum())
+            return float((table.nbytes + images) / table.num_rows)
+    return float(REMOTE_IMAGE_BYTES)
 
 
 def _grouped(shards: list[Shard], num_units: int) -> list[list[Shard]]:

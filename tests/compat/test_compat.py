@@ -232,3 +232,77 @@ def test_errors_are_those_of_the_package(big: Path, tmp_path: Path) -> None:
         f"{big.parent}/bad.jsonl row 0 (entry 'bad'): the conversation is empty: it needs a human turn and an answer"
     )
     assert run(code, big.parent, tmp_path) == f"{message}\n" * 2
+
+
+DIGEST = """
+def sample_digest(data):
+    import hashlib
+    found = []
+    for row in rows(data):
+        for column in ("image", "image_gen", "image_gen_enc"):
+            images = row.get(column)
+            images = images if isinstance(images, list) else [images] if images else []
+            row[column] = [hashlib.sha256(image["bytes"]).hexdigest() for image in images]
+        found.append(json.dumps(row, sort_keys=True))
+    return hashlib.sha256("".join(found).encode()).hexdigest()
+
+def embedded(name, mixture, cache_dir):
+    import llava_mixture
+    builder = llava_mixture.LlavaMixture(config_name=name, mixture=mixture, cache_dir=cache_dir, embed_images=True)
+    builder.download_and_prepare()
+    return builder.as_dataset("train")
+
+NAMES = ["our-dataset", "instruct", "edits", "boxes", "long-captions", "embedded", "mixture"]
+"""
+
+
+def test_what_is_exported_is_what_is_built(tmp_path: Path) -> None:
+    """Parquet by `datasets` alone, built and streamed; raw by the builder."""
+    write = """
+import llava_mixture
+from llava_arrow import export_parquet, export_raw
+export_parquet("default", "parquet", config_names=NAMES, num_proc=2)
+export_raw(load_dataset("llava_mixture", split="train", streaming=True), "streamed")
+export_raw(load_dataset("llava_mixture", split="train"), "built", num_proc=2)
+export_raw("default", "raw")
+assert open("streamed/data.json").read() == open("built/data.json").read() == open("raw/data.json").read()
+for name in NAMES:
+    mine, back = embedded(name, "default", "mine"), embedded(name, "raw/mixture.yaml", "back")
+    assert mine.features == back.features
+    assert sample_digest(mine) == sample_digest(back)
+    print(name, sample_digest(mine))
+"""
+    read = """
+for name in NAMES:
+    built = load_dataset(os.path.abspath("parquet"), name, split="train")
+    streamed = load_dataset(os.path.abspath("parquet"), name, split="train", streaming=True)
+    assert sample_digest(built) == sample_digest(streamed)
+    print(name, sample_digest(built))
+assert "llava_arrow" not in sys.modules
+"""
+    written = run(DIGEST + write, tmp_path, tmp_path / "home")
+    assert run(DIGEST + read, tmp_path, tmp_path / "other home") == written
+
+
+def test_what_is_pushed_is_what_is_loaded(tmp_path: Path) -> None:
+    push = """
+from llava_arrow import push_to_hub
+pushed = push_to_hub("default", "user/mixture", token="hf_of_the_test")
+assert pushed.num_sent == 6, pushed
+assert push_to_hub("default", "user/mixture", token="hf_of_the_test").was_complete
+for name in NAMES[:-1]:
+    expected = sample_digest(embedded(name, "default", "mine"))
+    for streaming in (False, True):
+        assert sample_digest(load_dataset("user/mixture", name, split="train", streaming=streaming)) == expected
+print("ok")
+"""
+    (tmp_path / "push.py").write_text(PRELUDE + DIGEST + push)
+    serve = f"""
+import subprocess
+sys.path.insert(0, {str(ROOT)!r})
+from tests.hub_server import HubServer
+with HubServer(token="hf_of_the_test", user="user") as server:
+    online = dict(HF_ENDPOINT=server.url, HF_HUB_DISABLE_XET="1", HF_HUB_OFFLINE="0", HF_DATASETS_OFFLINE="0")
+    sys.exit(subprocess.run([sys.executable, "push.py"], env=dict(os.environ, **online)).returncode)
+"""
+    assert run(serve, tmp_path, tmp_path / "home").endswith("ok\n")
