@@ -61,11 +61,13 @@ def is_list_type(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def one_array(column: pa.ChunkedArray) -> pa.Array:
-    """A table's column as one array, which `combine_chunks` does not promise of every column, and without a copy where
-    it is one already, which `combine_chunks` copies all the same.
+def one_array(column: pa.ChunkedArray, *, may_be_slice: bool = False) -> pa.Array:
+    """A table's column as one array, which `combine_chunks` does not promise of every column.
+
+    It begins at the beginning of its buffers. With `may_be_slice` it need not, and is not copied where it is one array
+    already (`combine_chunks` copies it all the same).
     """
-    if column.num_chunks == 1:
+    if may_be_slice and column.num_chunks == 1:
         return column.chunk(0)
     array = column.combine_chunks()
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array

@@ -270,16 +270,28 @@ def with_plain_roles(array: pa.Array) -> tuple[pa.ListArray, Mapping[int, Schema
     else of them changes.
     """
     if isinstance(array, pa.ListArray) and array.type == pa.list_(TURN_TYPE) and not array.null_count:
-        roles = array.flatten().field("from")
-        if pc.all(pc.is_in(roles, pa.array(["human", "gpt", "system"]))).as_py() is not False:
+        turns = array.flatten()
+        roles, texts = turns.field("from"), turns.field("value")
+        is_plain = pc.all(pc.is_in(roles, pa.array(["human", "gpt", "system"]))).as_py() is not False
+        if is_plain and not (turns.null_count or texts.null_count):
             return array, {}
     values = array.to_pylist()
-    if pa.types.is_struct(array.type):  # `Sequence` of a dictionary: its lists of roles and of values
-        values = [[dict(zip(v, turn, strict=True)) for turn in zip(*v.values(), strict=True)] for v in values]
+    if pa.types.is_struct(array.type):
+        values = [_one_by_one(value) for value in values]
     plain, wrong = turns_to_arrow(values)
     codes = _role_codes(plain.values.field(0))
     offsets = plain.offsets.to_numpy().astype(np.int64)
     unknown = _sums((codes == _UNKNOWN).astype(np.int64), offsets) > 0
     for i in np.flatnonzero(unknown).tolist():
         wrong.setdefault(i, SchemaError("a turn is of neither human, gpt nor system", code="role"))
+    is_null = plain.values.field(1).is_null().to_numpy(zero_copy_only=False)
+    for i in np.flatnonzero(_sums(is_null.astype(np.int64), offsets) > 0).tolist():
+        wrong.setdefault(i, SchemaError("a turn has no 'value'", code="type_turn"))
     return _with_canonical_roles(plain, codes), wrong
+
+
+def _one_by_one(turns: Any) -> Any:
+    """`Sequence` of a dictionary keeps lists of roles and of values; of different lengths they are no conversation."""
+    if not isinstance(turns, dict) or len({len(column or ()) for column in turns.values()}) > 1:
+        return turns
+    return [dict(zip(turns, turn, strict=True)) for turn in zip(*turns.values(), strict=True)]

@@ -7,6 +7,7 @@ import os
 import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Literal
 
 from llava_arrow.column_types import IMAGE_COLUMNS, parse_column_type
@@ -20,16 +21,23 @@ __all__ = ["ANY_COLUMN", "ENTRY_KEYS", "Context", "Entry", "config_name_of", "im
 DEFAULT_AES_CUTOFF = 5.0
 """LaViDa-O's cutoff where the score is there and the entry does not speak of it."""
 
+MAX_NAME_BYTES = 100
 _UNSAFE = str.maketrans(dict.fromkeys("<>:/\\|?*[]{}", "_"))
 
 
 def config_name_of(name: str) -> str:
-    """`name` without the characters that `datasets` refuses or reads as a pattern.
+    """`name` without the characters that `datasets` refuses or reads as a pattern, and not longer than a folder's name
+    may be, which `datasets` makes of it.
 
     >>> config_name_of("a[1]/b")
     'a_1__b'
     """
-    return name.translate(_UNSAFE)
+    name = name.translate(_UNSAFE)
+    encoded = name.encode("utf-8", "surrogatepass")
+    if len(encoded) <= MAX_NAME_BYTES:
+        return name
+    start = encoded[: MAX_NAME_BYTES - 9].decode("utf-8", "ignore")  # a name that was cut is not cut again
+    return f"{start}-{sha256(encoded).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True, kw_only=True)

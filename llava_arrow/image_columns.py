@@ -121,7 +121,8 @@ def images_from_arrow(
     ):
         return images_to_arrow(array.to_pylist(), kind, column, resolve)
     data = items.field("bytes").cast(pa.binary())
-    is_embedded = data.null_count == items.null_count  # every image that is there brings its bytes
+    # Every image that is there brings its bytes; what a null struct holds does not count.
+    is_embedded = not pc.any(pc.and_(items.is_valid(), data.is_null())).as_py()
     if is_embedded and pc.any(pc.equal(pc.binary_length(data), 0)).as_py():
         return images_to_arrow(array.to_pylist(), kind, column, resolve)
     if not is_embedded or is_list or kind == "many":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import posixpath
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,8 +14,9 @@ from functools import lru_cache
 from llava_arrow.entry import Entry, image_root_of
 from llava_arrow.errors import ImageError
 from llava_arrow.paths import is_url, map_prefix
+from llava_arrow.plan_cache import default_cache_dir
 
-__all__ = ["ImageRoots"]
+__all__ = ["ImageRoots", "forget_links"]
 
 _DESCRIPTION_LINE = "images from: "
 _LOCAL_SCHEMES = ("file://", "local://")
@@ -43,15 +46,20 @@ class ImageRoots:
 
     @classmethod
     def of_description(cls, description: str) -> ImageRoots:
-        """The roots that `describe` noted in the description of a built dataset; none where there is no note."""
+        """The roots that `describe` noted, on this machine; none where there is no note, or somebody else's: a dataset
+        that was downloaded must not open this machine's folders.
+        """
         for line in description.splitlines():
             if line.startswith(_DESCRIPTION_LINE):
-                return cls.of(json.loads(line[len(_DESCRIPTION_LINE) :]), is_only=True)
+                seal, _, text = line[len(_DESCRIPTION_LINE) :].partition(" ")
+                if hmac.compare_digest(seal, _seal(text)):
+                    return cls.of(json.loads(text), is_only=True)
         return cls((), is_only=True)
 
     def describe(self) -> str:
         """A line for the description of a dataset that holds references to images below these roots."""
-        return _DESCRIPTION_LINE + json.dumps(self.roots, ensure_ascii=False)
+        text = json.dumps(self.roots)
+        return f"{_DESCRIPTION_LINE}{_seal(text)} {text}"
 
     def relative(self, path: str) -> str | None:
         """`path` relative to the first root that holds it, None where none does.
@@ -108,9 +116,33 @@ class ImageRoots:
         )
 
 
+def _seal(text: str) -> str:
+    """32 hex digits that only this user's programs can make: keyed with a file of the cache."""
+    path = os.path.join(default_cache_dir(), "llava_mixture_plans", "key")
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(32))
+        except FileExistsError:
+            pass
+        with open(path, "rb") as file:
+            key = file.read()
+    except OSError:
+        key = b""
+    if len(key) != 32:  # no cache to write into: nobody can be told from anybody
+        key = secrets.token_bytes(32)
+    return hmac.new(key, text.encode(), "sha256").hexdigest()[:32]
+
+
 @lru_cache(maxsize=100_000)
 def _real_folder(folder: str) -> str:
     return os.path.realpath(folder)
+
+
+def forget_links() -> None:
+    """Look anew where folders lead; called where a piece of work begins: they may have changed since the last."""
+    _real_folder.cache_clear()
 
 
 def _local(path: str) -> str:

@@ -35,6 +35,8 @@ NUM_ATTEMPTS = 4
 FIRST_WAIT_S = 0.5
 MAX_IMAGE_BYTES = 1 << 29
 """Arrow counts the bytes of a column in 31 bits; no photo comes near."""
+MAX_SAMPLE_BYTES = (1 << 31) - (1 << 20)
+"""Of all images of a sample, which are in one table whatever their size."""
 ANYWHERE = ImageRoots(())
 _SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
@@ -197,8 +199,12 @@ def with_retries(call: Callable[[], bytes], path: str) -> bytes:
 def embed(table: pa.Table, layout: Layout, *, roots: ImageRoots) -> tuple[pa.Table, dict[int, MixtureError]]:
     """The table with image bytes in place of references; samples whose image fails, by position."""
     failed: dict[int, MixtureError] = {}
+    if table.num_rows == 1:  # larger tables are cut before that
+        num_bytes = int(image_sizes(table, layout, 0)[0])
+        if num_bytes > MAX_SAMPLE_BYTES:
+            return table, {0: _too_many_bytes(num_bytes)}
     for column, kind in layout.image_columns.items():
-        array = one_array(table.column(column))
+        array = one_array(table.column(column), may_be_slice=True)
         items = array.flatten() if kind == "many" else array
         data, errors = _contents(items, roots)
         if errors:
@@ -209,6 +215,13 @@ def embed(table: pa.Table, layout: Layout, *, roots: ImageRoots) -> tuple[pa.Tab
         column_array = filled if kind == "one" else pa.ListArray.from_arrays(_offsets(array), filled)
         table = table.set_column(table.column_names.index(column), table.schema.field(column), column_array)
     return table, failed
+
+
+def _too_many_bytes(num_bytes: int) -> ImageError:
+    return ImageError(
+        f"the images of the sample have {num_bytes:,} bytes together: at most {MAX_SAMPLE_BYTES:,} fit",
+        code="image_too_large",
+    )
 
 
 def _offsets(array: pa.ListArray) -> pa.Array:
@@ -228,7 +241,7 @@ def image_sizes(table: pa.Table, layout: Layout, guess: int) -> npt.NDArray[np.i
     """Bytes of each sample's images, as far as that is known without reading them; `guess` for a remote one."""
     sizes = np.zeros(table.num_rows, dtype=np.int64)
     for column, kind in layout.image_columns.items():
-        array = one_array(table.column(column))
+        array = one_array(table.column(column), may_be_slice=True)
         items = array.flatten() if kind == "many" else array
         lengths = pc.fill_null(pc.binary_length(items.field("bytes")), -1).to_numpy(zero_copy_only=False)
         if len(lengths) and lengths.min() < 0:
@@ -252,9 +265,9 @@ def _contents(items: pa.StructArray, roots: ImageRoots) -> tuple[pa.Array, dict[
     """The bytes of images, null where there is no image or it fails; errors by position."""
     given, paths = items.field("bytes"), items.field("path").to_pylist()
     if given.null_count == len(given) and all(path is not None and not is_url(path) for path in paths):
-        found = _local_contents(paths, roots)
-        if found is not None:
-            return found
+        local = _local_contents(paths, roots)
+        if local is not None:
+            return local
     errors: dict[int, MixtureError] = {}
 
     def content(position: int, data: bytes | None, path: str | None) -> bytes | None:
@@ -268,8 +281,13 @@ def _contents(items: pa.StructArray, roots: ImageRoots) -> tuple[pa.Array, dict[
 
     values = list(zip(range(len(items)), given.to_pylist(), paths, strict=True))
     if len(values) < 2 or all(path is None or data is not None for _, data, path in values):
-        return pa.array([content(*value) for value in values], pa.binary()), errors
-    return pa.array(_pool().map(lambda value: content(*value), values), pa.binary()), errors
+        found = [content(*value) for value in values]
+    else:
+        found = list(_pool().map(lambda value: content(*value), values))
+    num_bytes = sum(len(data) for data in found if data is not None)
+    if num_bytes > MAX_SAMPLE_BYTES:  # of remote images nobody knew before
+        return pa.nulls(len(found), pa.binary()), {i: _too_many_bytes(num_bytes) for i in range(len(found))}
+    return pa.array(found, pa.binary()), errors
 
 
 def _local_contents(paths: list[str], roots: ImageRoots) -> tuple[pa.Array, dict[int, MixtureError]] | None:
@@ -277,6 +295,8 @@ def _local_contents(paths: list[str], roots: ImageRoots) -> tuple[pa.Array, dict
     meanwhile, so that each has to be looked at.
     """
     ends = np.cumsum([0, *(_size(path) for path in paths)])
+    if int(ends[-1]) > MAX_SAMPLE_BYTES:
+        return None
     buffer = pa.allocate_buffer(int(ends[-1]))
     view = memoryview(buffer)
     borders = ends.tolist()

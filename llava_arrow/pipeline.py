@@ -6,7 +6,7 @@ import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow as pa
 from llava_arrow.column_types import Layout
 from llava_arrow.entry import DEFAULT_AES_CUTOFF, Entry, image_root_of
 from llava_arrow.errors import MixtureError, SchemaError
-from llava_arrow.image_roots import ImageRoots
+from llava_arrow.image_roots import ImageRoots, forget_links
 from llava_arrow.images import embed, image_sizes
 from llava_arrow.ledger import LedgerLine, Tally
 from llava_arrow.paths import ImageResolver
@@ -31,14 +31,16 @@ from llava_arrow.sources.columns import read_spec
 from llava_arrow.sources.files import stem_of
 from llava_arrow.sources.formats import columns_of
 
-__all__ = ["iter_tables", "preview_rows"]
+__all__ = ["first_samples", "iter_tables", "preview_rows"]
 
 logger = logging.getLogger(__name__)
 
 MAX_EMBEDDED_ROWS = 100
 """Rows of a table with embedded images: those of a row group of a Parquet export, which then need not be copied."""
-EMBEDDED_BYTES = 32 << 20
-"""Bytes of images in such a table: as many rows as fit, at least one."""
+EMBEDDED_BYTES, EXPORTED_BYTES = 4 << 20, 32 << 20
+"""Bytes of images in such a table: as many rows as fit, at least one. `datasets` copies each column that it
+writes to a file into a new object, which is quick as long as it is small; a Parquet row group may be large.
+"""
 REMOTE_IMAGE_BYTES = 256 << 10
 """What a remote image is taken to have before it is read."""
 
@@ -110,6 +112,19 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
+def first_samples(shard: Shard, *, layout: Layout, num_rows: int) -> pa.Table | None:
+    """The samples of the first `num_rows` rows that are kept, images as references; None where they are at fault,
+    which is said when their turn comes.
+    """
+    stage = _Stage(shard, layout, layout, False, Tally())
+    try:
+        for table in _kept_rows(shard, Tally()):
+            return next(stage.deliver(table.slice(0, num_rows)))
+    except MixtureError:
+        pass
+    return None
+
+
 def preview_rows(
     shard: Shard, *, layout: Layout, num_rows: int
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
@@ -171,7 +186,7 @@ def _take_kept(table: pa.Table, keep: range | npt.NDArray[np.int64], position: i
 @dataclass(frozen=True)
 class _Made:
     """Samples of a batch of rows, with references: `positions` are those of the samples among `rows`, which lists each
-    copy of a row; `wrong` is keyed by position.
+    copy of a row; `wrong` is keyed by position; `bad_rows` are those that are in the ledger.
     """
 
     table: pa.Table
@@ -179,6 +194,7 @@ class _Made:
     rows: npt.NDArray[np.int64]
     ids: list[str]
     wrong: dict[int, MixtureError]
+    bad_rows: set[int] = field(default_factory=set)
 
 
 class _Stage:
@@ -194,10 +210,12 @@ class _Stage:
         export: bool = False,
         with_rows: bool = False,
     ) -> None:
+        forget_links()
         self.entry: Entry = shard.entry
         self.file = shard.file
         self.layout, self.target, self.embed_images, self.tally = layout, target, embed_images, tally
         self.with_rows = with_rows
+        self.table_bytes = EXPORTED_BYTES if export else EMBEDDED_BYTES
         self.id_column = read_spec(self.entry, self.file).id_column
         is_plain = self.entry.preprocess is None and columns_of(self.file) is None
         self.plain = plain_records(self.entry, layout, self.id_column) if is_plain else None
@@ -252,19 +270,24 @@ class _Stage:
             yield self._settle(made, first, stop)
 
     def _pieces(self, made: _Made) -> Iterator[tuple[int, int]]:
-        """Ranges of positions whose images fit into one table; the copies of a row stay together."""
+        """Ranges of positions whose images fit into one table. The copies of a row stay together, unless they alone
+        are too many or too large for one.
+        """
         num_copies = self.entry.sampling_strategy.num_copies
         sizes = np.zeros(len(made.rows), dtype=np.int64)
         sizes[made.positions] = image_sizes(made.table, self.layout, self.remote_bytes)
-        of_rows = sizes.reshape(-1, num_copies).sum(axis=1).tolist()
-        max_rows = max(1, MAX_EMBEDDED_ROWS // num_copies)
+        whole = sizes.reshape(-1, num_copies).sum(axis=1)
+        is_split = np.repeat((whole > self.table_bytes) | (num_copies > MAX_EMBEDDED_ROWS), num_copies)
         first, num_bytes = 0, 0
-        for row, size in enumerate(of_rows):
-            if row > first and (num_bytes + size > EMBEDDED_BYTES or row - first == max_rows):
-                yield first * num_copies, row * num_copies
-                first, num_bytes = row, 0
+        for position, size in enumerate(sizes.tolist()):
+            can_cut = is_split[position] or position % num_copies == 0
+            comes = size if is_split[position] else int(whole[position // num_copies])
+            num_rows = position - first + (1 if is_split[position] else num_copies)
+            if can_cut and position > first and (num_bytes + comes > self.table_bytes or num_rows > MAX_EMBEDDED_ROWS):
+                yield first, position
+                first, num_bytes = position, 0
             num_bytes += size
-        yield first * num_copies, len(made.rows)
+        yield first, len(made.rows)
 
     def _settle(self, made: _Made, first: int, stop: int) -> pa.Table:
         """The samples of the positions `first` to `stop`, images embedded if asked for, in the target layout; the
@@ -279,11 +302,15 @@ class _Stage:
                 self.remote_bytes = max(REMOTE_IMAGE_BYTES, built.nbytes // built.num_rows)
             wrong = {**{int(positions[i]): error for i, error in failed.items()}, **wrong}
         numbers = made.rows[positions]
-        bad_rows = self._account_for(wrong, made) if wrong else set()
-        if bad_rows:
-            good = ~np.isin(numbers, list(bad_rows))
+        num_bad = len(made.bad_rows)
+        if wrong:
+            self._account_for(wrong, made)
+        if made.bad_rows:  # with all copies that have not left in a table before
+            good = ~np.isin(numbers, list(made.bad_rows))
             built, numbers = built.filter(pa.array(good)), numbers[good]
-        self.tally.delivered += (stop - first) // self.entry.sampling_strategy.num_copies - len(bad_rows)
+        # A row counts where its first copy is.
+        num_copies = self.entry.sampling_strategy.num_copies
+        self.tally.delivered += -(-stop // num_copies) - -(-first // num_copies) - (len(made.bad_rows) - num_bad)
         self.tally.samples += built.num_rows
         built = widen(built, self.target)
         return built.append_column(ROW, pa.array(numbers)) if self.with_rows else built
@@ -309,21 +336,19 @@ class _Stage:
         # pandas makes whole numbers floats where one of them is missing
         return str(int(given)) if isinstance(given, float) and given.is_integer() else str(given)
 
-    def _account_for(self, wrong: dict[int, MixtureError], made: _Made) -> set[int]:
+    def _account_for(self, wrong: dict[int, MixtureError], made: _Made) -> None:
         """Raise the first error, or write each row at fault into the ledger, once however many copies of it there
         are.
         """
         by_position = dict(zip(made.positions.tolist(), made.ids, strict=True))
-        bad_rows: set[int] = set()
         for position in sorted(wrong):
             row, error = int(made.rows[position]), wrong[position]
             if self.entry.on_error == "raise":
                 raise error.at(f"{self.file.path} row {row} ({self.entry.label})") from error.__cause__
-            if row not in bad_rows:
-                bad_rows.add(row)
+            if row not in made.bad_rows:
+                made.bad_rows.add(row)
                 sample_id = by_position.get(position)
                 self.tally.ledger.append(LedgerLine(self.file.path, row, sample_id, error.code, error.message))
-        return bad_rows
 
 
 def _listed(values: Any, length: int) -> list[Any]:

@@ -77,12 +77,12 @@ def assemble(
             arrays[column], other_errors = _typed(columns.get(column), kind, column, num_samples)
             wrong.update(other_errors)
     table = pa.table([arrays[column] for column in layout.kinds], schema=layout.arrow_schema)
-    for position in _not_unicode(table):
+    for position in not_unicode(table):
         wrong.setdefault(position, SchemaError("the text is no valid UTF-8", code="unicode"))
     return SampleTable(table, wrong, checked.num_repaired, checked.num_trimmed)
 
 
-def _not_unicode(table: pa.Table) -> list[int]:
+def not_unicode(table: pa.Table) -> list[int]:
     """Samples with text that is no UTF-8, which Parquet and Arrow files may hold."""
     pending, found = [(0, table.num_rows)], []
     while pending:

@@ -350,7 +350,7 @@ def test_tables_stay_small_with_copies_and_embedded_images(
     mixture = make_mixture(
         {"name": "a", "json_path": "a.json"}, {"name": "b", "json_path": "a.json", "sampling_strategy": "dup:400"}
     )
-    for name, embed_images, largest, total in (("a", True, 64, 300), ("b", False, 16_384, 120_000)):
+    for name, embed_images, largest, total in (("a", True, 100, 300), ("b", False, 16_384, 120_000)):
         data = ConfigData.open(mixture, name, cache=cache, embed_images=embed_images)
         sizes = [table.num_rows for shard in data.plan(num_shards=1, cache=cache)[0] for table in data.tables(shard)]
         assert (max(sizes) <= largest, sum(sizes)) == (True, total)

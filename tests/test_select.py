@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_arrow.errors import ConfigError
+from llava_arrow.errors import ConfigError, SourceError
 from llava_arrow.plan_cache import PlanCache
 from llava_arrow.select import AesCutoff, MaxEncImages, MinSize, Sampling, filter_mask
 from tests.conftest import MakeMixture, captions, chat, is_accounted_for, samples_of, write_json, write_table
@@ -253,3 +253,45 @@ def test_statistics_never_prune_a_row_that_passes(scores: list[float | None]) ->
     if present:
         bounds = {"fltLaionAesthScore": (np.float32(min(present)), np.float32(max(present)))}
         assert row_filter.can_pass(bounds) == bool(mask.any())
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+def test_where_keeps_rows_by_a_text(kind: str, folder: Path, make_mixture: MakeMixture, cache: PlanCache) -> None:
+    sources = ["coco", "gqa", None, "ocr", "coco"]
+    turns = [chat(f"q{i}", "a") for i in range(5)]
+    if kind == "parquet":
+        write_table(folder / "a.parquet", {"data_source": sources, "conversations": turns, "n": [1, 2, 3, 4, 5]})
+    else:
+        records = [{"data_source": s, "conversations": t, "n": 1} for s, t in zip(sources, turns, strict=True)]
+        write_json(folder / "a.json", [*records, {"data_source": 7, "conversations": turns[0]}])
+    entry = {"json_path": f"a.{kind}"}
+    mixture = make_mixture(
+        {**entry, "name": "one", "where": {"data_source": "coco"}},
+        {**entry, "name": "two", "where": {"data_source": ["gqa", "ocr"]}},
+        {**entry, "name": "first", "where": {"data_source": "coco"}, "sampling_strategy": "first:1"},
+    )
+    for name, rows in (("one", [0, 4]), ("two", [1, 3]), ("first", [0])):
+        samples, tally = samples_of(mixture, name, cache, num_shards=2)
+        assert [sample["conversations"][0]["value"] for sample in samples] == [f"q{i}" for i in rows]
+        assert is_accounted_for(tally)
+        assert tally.filtered["where"] == (3 if kind == "parquet" else 4)
+
+
+def test_where_that_finds_nothing_says_so(folder: Path, make_mixture: MakeMixture, cache: PlanCache) -> None:
+    write_json(folder / "a.json", [{"data_source": "coco", "conversations": chat("q", "a")}] * 2)
+    mixture = make_mixture({"name": "x", "json_path": "a.json", "where": {"data_source": ["gqa", "ocr"]}})
+    with pytest.raises(ConfigError) as error:
+        samples_of(mixture, "x", cache)
+    assert error.value.message == (
+        "entry 'x': the filters leave none of its 2 rows: where removed 2 (no row has data_source 'gqa' or 'ocr')"
+    )
+
+
+def test_where_compares_texts_only(folder: Path, make_mixture: MakeMixture, cache: PlanCache) -> None:
+    write_table(folder / "a.parquet", {"n": [1, 2], "conversations": [chat("q", "a")] * 2})
+    mixture = make_mixture({"name": "x", "json_path": "a.parquet", "where": {"n": "1"}})
+    with pytest.raises(SourceError) as error:
+        samples_of(mixture, "x", cache)
+    assert error.value.message == (
+        f"{folder}/a.parquet (entry 'x'): where compares the column 'n' with a text, but it is int64"
+    )

@@ -154,7 +154,7 @@ def stem_of(file: DataFile) -> str:
 
 def _describe(path: str, folder: str, entry: Entry) -> DataFile:
     try:
-        size, mark = _stat(path)
+        size, mark = stat(path)
     except FileNotFoundError as error:
         raise SourceError(f"{entry.label}: the data file {path!r} does not exist{_nearest(path)}") from error
     except OSError as error:
@@ -191,7 +191,8 @@ def _nearest(path: str) -> str:
     return ""
 
 
-def _stat(path: str) -> tuple[int, str]:
+def stat(path: str) -> tuple[int, str]:
+    """Bytes of a file, and a mark that changes when its content does."""
     if not is_url(path):
         status = os.stat(path)
         return status.st_size, str(status.st_mtime_ns)
