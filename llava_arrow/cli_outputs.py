@@ -92,8 +92,13 @@ def export(
         "config_names": names, "num_proc": num_proc, "overwrite": overwrite, "cache_dir": cache_dir,
         "progress": show_progress("writing"),
     }  # fmt: skip
+    _refuse(("json_name", "jsonl", "image_dir", "by_bytes"), layout == "parquet", "is for --format raw")
+    _refuse(("max_shard_bytes", "image_columns"), layout == "raw", "is for --format parquet")
     if layout == "raw":
         is_folder = is_parquet_folder(mixture)
+        _refuse(
+            ("seed", "path_map", "trust_custom_code"), is_folder, "is for mixtures, and this is a folder of samples"
+        )
         source = mixture if is_folder else _load(mixture, options)
         image_root = options["image_root"] if is_folder else None
         on_error = options["on_error"] or "raise"
@@ -124,6 +129,14 @@ def export(
         print_report(written.report[name])
     first = next(iter(written.files))
     _hint(f'datasets.load_dataset("{written.out_dir}", "{first}", split="train")')
+
+
+def _refuse(options: tuple[str, ...], is_out_of_place: bool, reason: str) -> None:
+    """A usage error for an option that somebody gave and that would do nothing."""
+    context = click.get_current_context()
+    for option in options if is_out_of_place else ():
+        if context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{option.replace('_', '-')} {reason}")
 
 
 def _load(mixture: str, options: dict[str, Any]) -> Mixture:

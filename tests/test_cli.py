@@ -257,6 +257,8 @@ def test_export_parquet_lists_files_per_config(folder: Path) -> None:
         (("--format", "raw", "--json-name", "../x.json"), "json_name must be a plain name and none of mixture.yaml, report.json, ledger.jsonl, .llava-mixture, got '../x.json'"),
         (("--format", "raw", "--image-dir", "data.json"), "json_name and image_dir must differ, both are 'data.json'"),
         (("--format", "json"), "'json' is not one of 'raw', 'parquet'."),
+        (("--format", "raw", "--max-shard-bytes", "1GB"), "--max-shard-bytes is for --format parquet"),
+        (("--format", "parquet", "--jsonl"), "--jsonl is for --format raw"),
     ],
 )  # fmt: skip
 def test_a_wrong_export_says_what_is_right(folder: Path, options: tuple[str, ...], message: str) -> None:
