@@ -267,9 +267,11 @@ export_raw(load_dataset("llava_mixture", split="train"), "built", num_proc=2)
 export_raw("default", "raw")
 assert open("streamed/data.json").read() == open("built/data.json").read() == open("raw/data.json").read()
 for name in NAMES:
-    mine, back = embedded(name, "default", "mine"), embedded(name, "raw/mixture.yaml", "back")
-    assert mine.features == back.features
-    assert sample_digest(mine) == sample_digest(back)
+    mine = embedded(name, "default", "mine")
+    if name in ("mixture", "edits"):  # all samples, and one config by itself
+        back = embedded(name, "raw/mixture.yaml", "back")
+        assert mine.features == back.features
+        assert sample_digest(mine) == sample_digest(back)
     print(name, sample_digest(mine))
 """
     read = """
@@ -290,7 +292,7 @@ from llava_arrow import push_to_hub
 pushed = push_to_hub("default", "user/mixture", token="hf_of_the_test")
 assert pushed.num_sent == 6, pushed
 assert push_to_hub("default", "user/mixture", token="hf_of_the_test").was_complete
-for name in NAMES[:-1]:
+for name in ("our-dataset", "edits", "embedded"):
     expected = sample_digest(embedded(name, "default", "mine"))
     for streaming in (False, True):
         assert sample_digest(load_dataset("user/mixture", name, split="train", streaming=streaming)) == expected
