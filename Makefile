@@ -10,6 +10,8 @@ PIP := -m pip install --quiet --disable-pip-version-check
 PINS_2.16.1 := numpy==1.26.1 pyarrow==15.0.2 huggingface_hub==0.22.2
 
 .PHONY: demo test lint types unit compat bench clean
+# Else make takes the marks for intermediate files, removes them, and installs the environments anew each time.
+.PRECIOUS: .venvs/%/.installed
 
 demo: $(VENV)/.runtime
 	$(BIN)/python tools/demo.py
