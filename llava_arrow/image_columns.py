@@ -16,7 +16,15 @@ from llava_arrow.column_types import IMAGE_TYPE, is_list_type
 from llava_arrow.errors import MixtureError, SchemaError
 from llava_arrow.paths import ImageResolver
 
-__all__ = ["image_counts", "images_from_arrow", "images_to_arrow", "widen_images"]
+__all__ = [
+    "flat_items",
+    "image_counts",
+    "item_owners",
+    "images_from_arrow",
+    "images_to_arrow",
+    "widen_images",
+    "with_images",
+]
 
 
 def images_to_arrow(
@@ -108,8 +116,7 @@ def images_from_arrow(
     """
     if pa.types.is_null(array.type):
         return images_to_arrow([None] * len(array), kind, column, resolve)
-    is_list = is_list_type(array.type)
-    items = array.flatten() if is_list else array
+    is_list, items = is_list_type(array.type), flat_items(array)
     if pa.types.is_binary(items.type) or pa.types.is_large_binary(items.type):
         names = pa.nulls(len(items), pa.string())
         items = pa.StructArray.from_arrays(
@@ -129,6 +136,27 @@ def images_from_arrow(
         return images_to_arrow(array.to_pylist(), kind, column, resolve)
     paths = items.field("path").cast(pa.string())
     return pa.StructArray.from_arrays([data, paths], fields=list(IMAGE_TYPE), mask=items.is_null()), {}
+
+
+def flat_items(array: pa.Array) -> pa.Array:
+    """All items of a column of lists, one after the other; a column with one item each is itself."""
+    return array.flatten() if is_list_type(array.type) else array
+
+
+def item_owners(array: pa.Array) -> npt.NDArray[np.int64]:
+    """Per item of `flat_items(array)` the position of its sample."""
+    if not is_list_type(array.type):
+        return np.arange(len(array))
+    return np.repeat(np.arange(len(array)), np.diff(array.offsets.to_numpy()))
+
+
+def with_images(array: pa.Array, data: pa.Array, paths: pa.Array) -> pa.Array:
+    """The column `array` with other bytes and paths in place of its `flat_items`; what is null stays null."""
+    items = pa.StructArray.from_arrays([data, paths], fields=list(IMAGE_TYPE), mask=flat_items(array).is_null())
+    if not is_list_type(array.type):
+        return items
+    offsets = array.offsets.to_numpy()  # of a slice, they begin anywhere
+    return pa.ListArray.from_arrays(pa.array(offsets - offsets[0], pa.int32()), items)
 
 
 def image_counts(array: pa.Array, kind: str) -> npt.NDArray[np.int64]:

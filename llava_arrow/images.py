@@ -20,13 +20,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llava_arrow.column_types import IMAGE_TYPE, Layout, one_array
+from llava_arrow.column_types import Layout, one_array
 from llava_arrow.errors import ImageError, MixtureError
+from llava_arrow.image_columns import flat_items, item_owners, with_images
 from llava_arrow.image_roots import ImageRoots
 from llava_arrow.paths import is_url
 from llava_arrow.sources.files import filesystem
 
-__all__ = ["checked", "embed", "image_format", "image_owners", "image_sizes", "read_image"]
+__all__ = ["checked", "embed", "image_format", "image_sizes", "read_image"]
 
 NUM_THREADS = 32
 NUM_LOCAL_TASKS = 4
@@ -203,17 +204,16 @@ def embed(table: pa.Table, layout: Layout, *, roots: ImageRoots) -> tuple[pa.Tab
         num_bytes = int(image_sizes(table, layout, 0)[0])
         if num_bytes > MAX_SAMPLE_BYTES:
             return table, {0: _too_many_bytes(num_bytes)}
-    for column, kind in layout.image_columns.items():
+    for column in layout.image_columns:
         array = one_array(table.column(column), may_be_slice=True)
-        items = array.flatten() if kind == "many" else array
+        items = flat_items(array)
         data, errors = _contents(items, roots)
         if errors:
-            owners = image_owners(array, kind)
+            owners = item_owners(array)
             for position, error in errors.items():
                 failed.setdefault(int(owners[position]), error)
-        filled = pa.StructArray.from_arrays([data, items.field("path")], fields=list(IMAGE_TYPE), mask=items.is_null())
-        column_array = filled if kind == "one" else pa.ListArray.from_arrays(_offsets(array), filled)
-        table = table.set_column(table.column_names.index(column), table.schema.field(column), column_array)
+        filled = with_images(array, data, items.field("path"))
+        table = table.set_column(table.column_names.index(column), table.schema.field(column), filled)
     return table, failed
 
 
@@ -224,25 +224,12 @@ def _too_many_bytes(num_bytes: int) -> ImageError:
     )
 
 
-def _offsets(array: pa.ListArray) -> pa.Array:
-    """Offsets that begin with 0, as `flatten` leaves the values of a slice."""
-    offsets = array.offsets.to_numpy()
-    return pa.array(offsets - offsets[0], pa.int32())
-
-
-def image_owners(array: pa.Array, kind: str) -> npt.NDArray[np.int64]:
-    """Per image of a column (per row of a `one` column) the position of its sample."""
-    if kind == "one":
-        return np.arange(len(array))
-    return np.repeat(np.arange(len(array)), np.diff(array.offsets.to_numpy()))
-
-
 def image_sizes(table: pa.Table, layout: Layout, guess: int) -> npt.NDArray[np.int64]:
     """Bytes of each sample's images, as far as that is known without reading them; `guess` for a remote one."""
     sizes = np.zeros(table.num_rows, dtype=np.int64)
-    for column, kind in layout.image_columns.items():
+    for column in layout.image_columns:
         array = one_array(table.column(column), may_be_slice=True)
-        items = array.flatten() if kind == "many" else array
+        items = flat_items(array)
         lengths = pc.fill_null(pc.binary_length(items.field("bytes")), -1).to_numpy(zero_copy_only=False)
         if len(lengths) and lengths.min() < 0:
             lengths = lengths.astype(np.int64)
@@ -250,7 +237,7 @@ def image_sizes(table: pa.Table, layout: Layout, guess: int) -> npt.NDArray[np.i
             for i in np.flatnonzero(lengths < 0).tolist():
                 path = paths[i].as_py()
                 lengths[i] = 0 if path is None else guess if is_url(path) else _size(path)
-        np.add.at(sizes, image_owners(array, kind), lengths)
+        np.add.at(sizes, item_owners(array), lengths)
     return sizes
 
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from llava_arrow.column_types import IMAGE_COLUMNS, IMAGE_TYPE, Layout, is_list_type, one_array
 from llava_arrow.conversation_checks import with_plain_roles
 from llava_arrow.errors import ConfigError, ImageError, MixtureError, SchemaError, SourceError
-from llava_arrow.image_columns import images_from_arrow
+from llava_arrow.image_columns import flat_items, images_from_arrow
 from llava_arrow.image_roots import ImageRoots
 from llava_arrow.ledger import LedgerLine, Tally
 from llava_arrow.mixture import builder_configs_dir
@@ -288,18 +288,18 @@ def _images(array: pa.Array, column: str, reading: _Reading) -> tuple[pa.Array, 
     kind = "many" if is_list_type(array.type) else "one"
     if kind == "many" and not isinstance(array, pa.ListArray):
         array = array.cast(pa.list_(array.type.value_type))
-    if not reading.roots.roots and _has_references(array, kind):
+    if not reading.roots.roots and _has_references(array):
         raise ConfigError(
             f"column {column!r} holds references, and nobody says where images may be read: give image_root= "
             "(--image-root), the folder or URL that they are in"
         )
-    if array.type in (IMAGE_TYPE, pa.list_(IMAGE_TYPE)) and not _has_references(array, kind):
+    if array.type in (IMAGE_TYPE, pa.list_(IMAGE_TYPE)) and not _has_references(array):
         return array, {}
     return images_from_arrow(array, kind, column, reading.resolve)
 
 
-def _has_references(array: pa.Array, kind: str) -> bool:
-    items = array.flatten() if kind == "many" else array
+def _has_references(array: pa.Array) -> bool:
+    items = flat_items(array)
     if pa.types.is_string(items.type) or pa.types.is_large_string(items.type):
         return bool(items.null_count < len(items))
     if not pa.types.is_struct(items.type):

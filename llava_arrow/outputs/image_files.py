@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from llava_arrow.column_types import is_list_type, one_array
 from llava_arrow.errors import ImageError, MixtureError, OutputError
+from llava_arrow.image_columns import flat_items
 from llava_arrow.image_roots import ImageRoots, forget_links
 from llava_arrow.images import checked, image_format, read_image
 from llava_arrow.outputs.names import EXTENSIONS, ImageNames, identity_of, safe_name
@@ -21,7 +22,7 @@ from llava_arrow.outputs.target import writing
 from llava_arrow.paths import is_url
 from llava_arrow.sources import ROW
 
-__all__ = ["ImageFile", "ImageFolder", "images_of", "name_images"]
+__all__ = ["ImageFile", "ImageFolder", "images_of", "lines_of", "name_images"]
 
 NUM_THREADS = 32
 LOCAL_TASKS = 4
@@ -54,8 +55,7 @@ def images_of(table: pa.Table, image_columns: Collection[str]) -> list[ImageFile
         if column not in image_columns:
             continue
         array = one_array(table.column(column), may_be_slice=True)
-        is_list = is_list_type(array.type)
-        items = array.flatten() if is_list else array
+        is_list, items = is_list_type(array.type), flat_items(array)
         data, paths = items.field("bytes"), items.field("path").to_pylist()
         lengths = array.value_lengths().fill_null(0).to_pylist() if is_list else [1] * len(array)
         is_there = items.is_valid().to_pylist()

@@ -26,8 +26,9 @@ import pyarrow.parquet as pq
 
 from llava_arrow.column_types import Layout, is_list_type, one_array
 from llava_arrow.config_data import ConfigData
+from llava_arrow.image_columns import flat_items, item_owners, with_images
 from llava_arrow.image_roots import ImageRoots
-from llava_arrow.images import image_format, image_owners
+from llava_arrow.images import image_format
 from llava_arrow.ledger import Tally
 from llava_arrow.outputs.names import is_safe_path
 from llava_arrow.outputs.processes import made_ahead
@@ -194,7 +195,7 @@ def _prepared(
         plain = _with_relative_paths(table, layout, roots)
         record.arrow_bytes += plain.nbytes
         _look_at(plain, layout, record)
-        yield plain, _row_sizes(plain)
+        yield plain, _row_sizes(plain, layout)
 
 
 class _PartWriter:
@@ -308,7 +309,7 @@ def _leaves(schema: pa.Schema) -> Iterator[str]:
         yield from below(item.name, item.type)
 
 
-def _row_sizes(table: pa.Table) -> RowSizes:
+def _row_sizes(table: pa.Table, layout: Layout) -> RowSizes:
     """Per row: its bytes (those of its images exactly, of the rest its share), those of its images, and the longest of
     the texts that statistics keep the bounds of.
     """
@@ -316,14 +317,12 @@ def _row_sizes(table: pa.Table) -> RowSizes:
     longest = np.zeros(table.num_rows, dtype=np.int64)
     for column in table.column_names:
         array = one_array(table.column(column), may_be_slice=True)
-        is_list = is_list_type(array.type)
-        items = array.flatten() if is_list else array
-        owners = image_owners(array, "many" if is_list else "one") if len(items) else np.zeros(0, dtype=np.int64)
-        if pa.types.is_struct(items.type) and items.type.get_field_index("bytes") >= 0:
-            np.add.at(images, owners, _lengths(items.field("bytes")))
-            np.maximum.at(longest, owners, _lengths(items.field("path")))
+        items = flat_items(array)
+        if column in layout.image_columns:
+            np.add.at(images, item_owners(array), _lengths(items.field("bytes")))
+            np.maximum.at(longest, item_owners(array), _lengths(items.field("path")))
         elif pa.types.is_string(items.type):
-            np.maximum.at(longest, owners, _lengths(items))
+            np.maximum.at(longest, item_owners(array), _lengths(items))
     rest = max(0, table.nbytes - int(images.sum())) // max(1, table.num_rows)
     return (images + rest).tolist(), images.tolist(), np.minimum(longest, MAX_BOUND_BYTES).tolist()
 
@@ -334,16 +333,11 @@ def _lengths(array: pa.Array) -> npt.NDArray[np.int64]:
 
 def _with_relative_paths(table: pa.Table, layout: Layout, roots: ImageRoots) -> pa.Table:
     """Paths of images relative to their root: where they lay on this machine is nobody's business."""
-    for column, kind in layout.image_columns.items():
+    for column in layout.image_columns:
         array = one_array(table.column(column), may_be_slice=True)
-        items = array.flatten() if kind == "many" else array
+        items = flat_items(array)
         paths = [None if path is None else _relative(path, roots) for path in items.field("path").to_pylist()]
-        made = pa.StructArray.from_arrays(
-            [items.field("bytes"), pa.array(paths, pa.string())], fields=list(items.type), mask=items.is_null()
-        )
-        if kind == "many":
-            offsets = array.offsets.to_numpy()
-            made = pa.ListArray.from_arrays(pa.array(offsets - offsets[0], pa.int32()), made)
+        made = with_images(array, items.field("bytes"), pa.array(paths, pa.string()))
         table = table.set_column(table.column_names.index(column), table.schema.field(column), made)
     return table
 
@@ -354,9 +348,8 @@ def _relative(path: str, roots: ImageRoots) -> str:
 
 
 def _look_at(table: pa.Table, layout: Layout, record: PartRecord) -> None:
-    for column, kind in layout.image_columns.items():
-        array = one_array(table.column(column), may_be_slice=True)
-        items = (array.flatten() if kind == "many" else array).field("bytes").drop_null()
+    for column in layout.image_columns:
+        items = flat_items(one_array(table.column(column), may_be_slice=True)).field("bytes").drop_null()
         stats = record.images[column]
         stats.count += len(items)
         stats.num_bytes += int(pc.sum(pc.binary_length(items)).as_py() or 0)
