@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import stat
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from llava_arrow.errors import ImageError, MixtureError
 from llava_arrow.image_columns import flat_items, item_owners, with_images
 from llava_arrow.image_roots import ImageRoots
 from llava_arrow.paths import is_url
+from llava_arrow.retries import backoff_s, comes_from, retried
 from llava_arrow.sources.files import filesystem
 
 __all__ = ["checked", "embed", "image_format", "image_sizes", "read_image"]
@@ -170,31 +170,30 @@ def _fetch(path: str) -> bytes:
 
 def is_network_error(error: Exception) -> bool:
     """Whether it is worth another attempt: what the system, a timeout, or an HTTP client raises."""
-    clients = ("aiohttp", "botocore", "httpx")
-    is_http = any(base.__module__.partition(".")[0] in clients for base in type(error).__mro__)
-    return is_http or isinstance(error, (OSError, TimeoutError))
+    return comes_from(error, ("aiohttp", "botocore", "httpx")) or isinstance(error, (OSError, TimeoutError))
 
 
 def with_retries(call: Callable[[], bytes], path: str) -> bytes:
-    """`call()`, tried again a few times after network errors, with growing waits that differ from process to
-    process.
-    """
-    for attempt in range(NUM_ATTEMPTS):
-        try:
-            return call()
-        except FileNotFoundError as error:
-            raise ImageError(f"{path} does not exist", code="image_missing") from error
-        except PermissionError as error:
-            raise ImageError(f"{path} may not be read: {error}", code="image_unreadable") from error
-        except Exception as error:
-            if not is_network_error(error):
-                raise
-            if attempt == NUM_ATTEMPTS - 1:
-                raise ImageError(
-                    f"{path} cannot be read after {NUM_ATTEMPTS} attempts: {error}", code="image_unreadable"
-                ) from error
-            time.sleep(FIRST_WAIT_S * 2**attempt * (0.5 + random.random()))  # jitter: no sample depends on it
-    raise AssertionError("unreachable")
+    """`call()`, tried again a few times after network errors; in the end an ImageError that names `path`."""
+    try:
+        return retried(
+            call,
+            num_attempts=NUM_ATTEMPTS,
+            is_temporary=lambda error: (
+                is_network_error(error) and not isinstance(error, (FileNotFoundError, PermissionError))
+            ),
+            wait=lambda attempt, _: time.sleep(backoff_s(attempt, FIRST_WAIT_S)),
+        )
+    except FileNotFoundError as error:
+        raise ImageError(f"{path} does not exist", code="image_missing") from error
+    except PermissionError as error:
+        raise ImageError(f"{path} may not be read: {error}", code="image_unreadable") from error
+    except Exception as error:
+        if not is_network_error(error):
+            raise
+        raise ImageError(
+            f"{path} cannot be read after {NUM_ATTEMPTS} attempts: {error}", code="image_unreadable"
+        ) from error
 
 
 def embed(table: pa.Table, layout: Layout, *, roots: ImageRoots) -> tuple[pa.Table, dict[int, MixtureError]]:

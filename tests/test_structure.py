@@ -23,6 +23,7 @@ PACKAGE = ROOT / "llava_arrow"
 # The order of a row's path; a module may import from those before it only.
 ORDER = [
     "errors",
+    "retries",
     "paths",
     "yaml_file",
     "randomness",

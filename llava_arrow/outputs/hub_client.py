@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from llava_arrow.errors import OutputError
+from llava_arrow.retries import backoff_s, comes_from, retried
 
-__all__ = ["Conflict", "HubRepo", "RemoteFile", "Unanswered"]
+__all__ = ["Conflict", "HubRepo", "RemoteFile", "Unanswered", "uploaded"]
 
 T = TypeVar("T")
 NUM_ATTEMPTS = 5
@@ -51,6 +51,7 @@ class HubRepo:
         self.api = HfApi(token=token)
         self.repo_id, self.revision, self.create_pr = repo_id, revision, create_pr
         self._token = token
+        self._files: dict[str, dict[str, RemoteFile]] = {}
 
     @property
     def url(self) -> str:
@@ -107,7 +108,7 @@ class HubRepo:
         return None if found is None else str(found)
 
     def files(self, commit: str) -> dict[str, RemoteFile]:
-        """Path → file, of a commit."""
+        """Path → file, of a commit. Remembered: a commit does not change."""
 
         def look() -> dict[str, RemoteFile]:
             found = {}
@@ -117,7 +118,9 @@ class HubRepo:
                     found[item.path] = RemoteFile(item.path, int(item.size), sha256)
             return found
 
-        return self._call(look, "list the files of the repository")
+        if commit not in self._files:
+            self._files[commit] = self._call(look, "list the files of the repository")
+        return self._files[commit]
 
     def read_text(self, path: str, commit: str) -> str:
         """A small text file of a commit."""
@@ -213,25 +216,26 @@ class HubRepo:
                 if url is not None and "/commit/" not in url:  # it was not asked for the commit yet
                     raise Conflict from error
                 raise Unanswered(self._without_token(str(error))) from error
-            explained = self._explained(error, "commit")
-            if explained is error:
-                raise
-            raise explained from error
+            self._give_up(error, "commit")
 
     def _call(self, call: Callable[[], T], what: str) -> T:
-        for attempt in range(NUM_ATTEMPTS):
-            try:
-                return call()
-            except OutputError:
-                raise
-            except Exception as error:
-                if not is_temporary(error) or attempt == NUM_ATTEMPTS - 1:
-                    explained = self._explained(error, what)
-                    if explained is error:
-                        raise
-                    raise explained from error
-                wait(attempt, error)
-        raise AssertionError("unreachable")
+        try:
+            return retried(
+                call,
+                num_attempts=NUM_ATTEMPTS,
+                is_temporary=lambda error: not isinstance(error, OutputError) and is_temporary(error),
+                wait=wait,
+            )
+        except OutputError:
+            raise
+        except Exception as error:
+            self._give_up(error, what)
+
+    def _give_up(self, error: Exception, what: str) -> NoReturn:
+        explained = self._explained(error, what)
+        if explained is error:
+            raise error
+        raise explained from error
 
     def _explained(self, error: Exception, what: str) -> Exception:
         """What to tell the user; an error that is not the Hub's stays as it is."""
@@ -321,15 +325,14 @@ def is_temporary(error: BaseException) -> bool:
 def is_connection_error(error: BaseException) -> bool:
     """Whether the connection failed, whichever HTTP client says so."""
     for link in _chain(error):
-        modules = {base.__module__.partition(".")[0] for base in type(link).__mro__}
-        if modules & set(CLIENTS) or isinstance(link, (ConnectionError, TimeoutError)):
+        if comes_from(link, CLIENTS) or isinstance(link, (ConnectionError, TimeoutError)):
             return True
     return False
 
 
 def wait(attempt: int, error: BaseException) -> None:
     """Longer each time, or as long as the Hub asks for."""
-    seconds = FIRST_WAIT_S * 2**attempt * (0.5 + random.random())
+    seconds = backoff_s(attempt, FIRST_WAIT_S)
     for link in _chain(error):
         headers = getattr(getattr(link, "response", None), "headers", None) or {}
         asked = headers.get("Retry-After")
