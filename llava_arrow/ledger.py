@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["LedgerLine", "Tally", "read_tallies", "sum_tallies", "write_ledger", "write_tally"]
+__all__ = ["LedgerLine", "Tally", "read_tallies", "sum_by_place", "sum_tallies", "write_ledger", "write_tally"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,13 @@ def sum_tallies(tallies: Iterable[Tally]) -> Tally:
     return total
 
 
+def sum_by_place(tallies: Iterable[Tally]) -> Tally:
+    """All of `tallies` in one; ledger lines by file and row."""
+    total = sum_tallies(tallies)
+    total.ledger.sort(key=lambda line: (line.file, line.row))
+    return total
+
+
 def write_tally(tally: Tally, folder: str, config_name: str, position: tuple[int, int]) -> None:
     """Keep the tally of a shard, at `position` (entry, shard), until all are there: processes share only files."""
     name = "-".join(f"{number:09d}" for number in position) + ".json"
@@ -110,14 +117,12 @@ def write_tally(tally: Tally, folder: str, config_name: str, position: tuple[int
 
 def read_tallies(folder: str, unread: Mapping[str, Tally]) -> dict[str, Tally]:
     """Config name → sum of the tallies in `folder`, in file order, and of `unread`."""
-    totals = {name: sum_tallies([tally]) for name, tally in unread.items()}
+    parts = {name: [tally] for name, tally in unread.items()}
     for name in sorted(os.listdir(folder)):
         with open(os.path.join(folder, name), encoding="utf-8") as file:
             content = json.load(file)
-        totals[content.pop("config_name")].add(Tally.from_json(content))
-    for total in totals.values():
-        total.ledger.sort(key=lambda line: (line.file, line.row))
-    return totals
+        parts[content.pop("config_name")].append(Tally.from_json(content))
+    return {name: sum_by_place(tallies) for name, tallies in parts.items()}
 
 
 class TextSink(Protocol):

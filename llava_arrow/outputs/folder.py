@@ -21,14 +21,14 @@ import pyarrow as pa
 
 from llava_arrow.config_data import ConfigData
 from llava_arrow.errors import OutputError
-from llava_arrow.ledger import Tally, sum_tallies, write_ledger
+from llava_arrow.ledger import Tally, sum_by_place
 from llava_arrow.mixture import Mixture
 from llava_arrow.outputs.card import CardConfig, card_digest, card_text
 from llava_arrow.outputs.names import safe_name
 from llava_arrow.outputs.origins import open_configs, places_of
 from llava_arrow.outputs.parquet import PartRecord, write_part
 from llava_arrow.outputs.processes import check_num_proc, run_numbered
-from llava_arrow.outputs.target import FILES, STATE_DIR, Target, TextFile
+from llava_arrow.outputs.target import FILES, LEDGER, README, REPORT, STATE_DIR, Target
 from llava_arrow.outputs.units import DEFAULT_SHARD_BYTES, ConfigUnits, check_shard_bytes, plan_all_units
 from llava_arrow.plan_cache import PlanCache
 
@@ -36,7 +36,6 @@ __all__ = ["ParquetExport", "export_parquet"]
 
 FORMAT = 1
 PARTS, MOVES, RECORDS = f"{STATE_DIR}/parts", f"{STATE_DIR}/moves.json", f"{STATE_DIR}/records.json"
-README, REPORT, LEDGER = "README.md", "report.json", "ledger.jsonl"
 
 
 @dataclass(frozen=True)
@@ -235,11 +234,8 @@ class _Exporter:
         for name in target.read_lines(FILES):
             if name.endswith(".parquet") and name not in current:  # of a run whose files were others
                 target.remove(name)
-        with target.create(LEDGER) as file:
-            for config_tallies in tallies.values():
-                write_ledger(config_tallies, TextFile(file))
         report = {name: {e: t.to_report() for e, t in found.items()} for name, found in tallies.items()}
-        target.write_text(REPORT, json.dumps(report, indent=2, ensure_ascii=False))
+        target.write_account(report, tallies.values())
         self._write_card(cards)
         target.write_text(RECORDS, json.dumps(stored))
         sizes = {name: target.size(name) for name in moves.values()}
@@ -258,7 +254,6 @@ def sum_config(config: ConfigUnits, records: Sequence[PartRecord]) -> dict[str, 
     totals = {}
     for entry in config.data.entries:
         name = entry.config_name
-        totals[name] = sum_tallies([*(r.tallies[name] for r in records if name in r.tallies), config.unread[name]])
-        totals[name].ledger.sort(key=lambda line: (line.file, line.row))
+        totals[name] = sum_by_place([*(r.tallies[name] for r in records if name in r.tallies), config.unread[name]])
     config.data.check_report(totals)
     return totals

@@ -11,7 +11,6 @@ many processes as asked for. An image that is there is not written again: that i
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ import pyarrow as pa
 
 from llava_arrow.column_types import is_list_type
 from llava_arrow.errors import ConfigError, OutputError
-from llava_arrow.ledger import LedgerLine, Tally, sum_tallies, write_ledger
+from llava_arrow.ledger import LedgerLine, Tally, sum_by_place
 from llava_arrow.mixture import Mixture
 from llava_arrow.outputs.dataset_origin import dataset_origin, is_parquet_folder, parquet_origin
 from llava_arrow.outputs.image_files import ImageFile, ImageFolder, images_of, lines_of, name_images
@@ -33,7 +32,7 @@ from llava_arrow.outputs.names import ImageNames, is_safe_path
 from llava_arrow.outputs.origins import Origin, Part, mixture_origin
 from llava_arrow.outputs.processes import check_num_proc, run_numbered
 from llava_arrow.outputs.raw_mixture import PartSummary, new_mixture
-from llava_arrow.outputs.target import STATE_DIR, Target, TextFile
+from llava_arrow.outputs.target import LEDGER, REPORT, STATE_DIR, Target
 from llava_arrow.paths import is_url
 from llava_arrow.plan_cache import PlanCache
 from llava_arrow.sources import ROW
@@ -43,8 +42,7 @@ __all__ = ["RawExport", "export_raw"]
 
 FORMAT = 1
 PARTS = f"{STATE_DIR}/parts"
-MIXTURE, REPORT, LEDGER = "mixture.yaml", "report.json", "ledger.jsonl"
-TABLE_ROWS = 1_024
+MIXTURE = "mixture.yaml"
 
 
 @dataclass(frozen=True)
@@ -221,19 +219,17 @@ class _Exporter:
         try:
             with self.target.create(f"{PARTS}/{number:06d}.jsonl") as file:
                 for table in part.read(summary.tally):
-                    for start in range(0, table.num_rows, TABLE_ROWS) if not part.entry else (0,):
-                        piece = table.slice(start, TABLE_ROWS) if not part.entry else table
-                        if is_alone:
-                            images = self._named(piece, part)
-                        else:
-                            images = images_of(piece, self.image_columns)
-                            for image in images:
-                                image.name, mark = next(known)
-                                image.is_open, image.is_unnamed = mark == "?", mark == "!"
-                        folder.store(images)
-                        self._write_records(piece, images, part, summary, file)
-                        if self._progress is not None:
-                            self._progress(f"{summary.num_samples:,} samples of part {number + 1}")
+                    if is_alone:
+                        images = self._named(table, part)
+                    else:
+                        images = images_of(table, self.image_columns)
+                        for image in images:
+                            image.name, mark = next(known)
+                            image.is_open, image.is_unnamed = mark == "?", mark == "!"
+                    folder.store(images)
+                    self._write_records(table, images, part, summary, file)
+                    if self._progress is not None:
+                        self._progress(f"{summary.num_samples:,} samples of part {number + 1}")
         finally:
             folder.close()
         summary.num_images_written = folder.num_written
@@ -267,7 +263,7 @@ class _Exporter:
             lines += _ENCODER.encode(record) + b"\n"
             num_samples += 1
             source = record.get("data_source")
-            summary.count_source(source if source is None else str(source))
+            summary.note_source(source if source is None else str(source))
         file.write(bytes(lines))
         summary.num_samples += num_samples
 
@@ -300,9 +296,7 @@ class _Exporter:
         report = {name: tally.to_report() for name, tally in tallies.items()}
         mixture, mark = new_mixture(self.origin, summaries, json_name=plan["json_name"], image_dir=self.image_dir)
         target.log_files([MIXTURE, REPORT, LEDGER, plan["json_name"]])
-        with target.create(LEDGER) as file:
-            write_ledger(tallies, TextFile(file))
-        target.write_text(REPORT, json.dumps(report, indent=2, ensure_ascii=False))
+        target.write_account(report, [tallies])
         target.write_text(MIXTURE, mixture)
         with target.create(plan["json_name"]) as file:
             self._join(summaries, mark, file)
@@ -317,9 +311,7 @@ class _Exporter:
         tallies = {}
         for name in names:
             parts = [summary.tally for summary in summaries if summary.entry == name]
-            tallies[name or "data"] = sum_tallies([*parts, unread.get(name, Tally())])
-        for tally in tallies.values():
-            tally.ledger.sort(key=lambda line: (line.file, line.row))
+            tallies[name or "data"] = sum_by_place([*parts, unread.get(name, Tally())])
         return tallies
 
     def _join(self, summaries: Sequence[PartSummary], mark: str | None, file: BinaryIO) -> None:

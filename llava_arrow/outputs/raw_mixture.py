@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,12 +32,12 @@ class PartSummary:
     tally: Tally = field(default_factory=Tally)
     num_samples: int = 0
     num_images_written: int = 0
-    sources: Counter[str | None] = field(default_factory=Counter)
+    sources: dict[str | None, None] = field(default_factory=dict)
 
-    def count_source(self, data_source: str | None) -> None:
-        """One more sample of a data source; of more than `MAX_DATA_SOURCES`, no further ones are listed."""
-        if data_source in self.sources or len(self.sources) <= MAX_DATA_SOURCES:
-            self.sources[data_source] += 1
+    def note_source(self, data_source: str | None) -> None:
+        """The data source of a sample; of more than `MAX_DATA_SOURCES`, no further ones are listed."""
+        if len(self.sources) <= MAX_DATA_SOURCES:
+            self.sources[data_source] = None
 
 
 def new_mixture(
@@ -68,7 +67,7 @@ def new_mixture(
     else:
         sources: dict[str | None, None] = {}
         for summary in summaries:
-            sources.update(dict.fromkeys(summary.sources))
+            sources.update(summary.sources)
         is_told = None not in sources and MIXTURE_CONFIG not in sources and 1 < len(sources) <= MAX_DATA_SOURCES
         only = next(iter(sources)) if len(sources) == 1 else None
         for source in sources if is_told else [only if only not in (None, MIXTURE_CONFIG) else "data"]:

@@ -24,12 +24,14 @@ from typing import Any, BinaryIO, Literal
 import pyarrow as pa
 
 from llava_arrow.errors import OutputError
+from llava_arrow.ledger import Tally, write_ledger
 from llava_arrow.outputs.names import EXTENSIONS
 from llava_arrow.paths import is_url
 from llava_arrow.sources.files import filesystem
 
-__all__ = ["STATE_DIR", "Target", "TextFile", "writing"]
+__all__ = ["FILES", "LEDGER", "README", "REPORT", "STATE_DIR", "Target", "writing"]
 
+README, REPORT, LEDGER = "README.md", "report.json", "ledger.jsonl"
 STATE_DIR = ".llava-mixture"
 PLAN, FILES, MANIFEST = f"{STATE_DIR}/plan.json", f"{STATE_DIR}/files.txt", f"{STATE_DIR}/manifest.json"
 State = Literal["new", "unfinished", "complete"]
@@ -287,6 +289,13 @@ class Target:
         with self.create(name) as file:
             file.write(data)
 
+    def write_account(self, report: Mapping[str, Any], tallies: Iterable[Mapping[str, Tally]]) -> None:
+        """`report.json`, and the ledger lines of `tallies` (config name → its rows) as `ledger.jsonl`."""
+        with self.create(LEDGER) as file:
+            for of_configs in tallies:
+                write_ledger(of_configs, _TextFile(file))
+        self.write_text(REPORT, json.dumps(report, indent=2, ensure_ascii=False))
+
     def read_text(self, name: str) -> str | None:
         """A small file's text, None where there is none."""
         try:
@@ -334,7 +343,7 @@ class Target:
             self._fs.rm(path, recursive=True)
 
 
-class TextFile:
+class _TextFile:
     """Text for a file of bytes."""
 
     def __init__(self, file: BinaryIO) -> None:
