@@ -122,12 +122,12 @@ class ConfigData:
     @property
     def image_roots(self) -> ImageRoots:
         """Where the images of all entries may lie."""
-        pairs = [
-            (e, posixpath.dirname(f.path), f) for e, found in zip(self.entries, self.files, strict=True) for f in found
-        ]
-        firsts = {(entry.index, folder): (entry, file) for entry, folder, file in reversed(pairs)}
-        found = [ImageRoots.of_entry(entry, file.path).roots for entry, file in reversed(firsts.values())]
-        return ImageRoots.of([root for roots in found for root in roots])
+        found: list[str] = []
+        for entry, files in zip(self.entries, self.files, strict=True):
+            firsts = {posixpath.dirname(file.path): file.path for file in reversed(files)}  # one file of each folder
+            for path in reversed(firsts.values()):
+                found += ImageRoots.of_entry(entry, path).roots
+        return ImageRoots.of(found)
 
     @property
     def fingerprint(self) -> str:

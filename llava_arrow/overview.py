@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from llava_arrow.mixture import Mixture, find_mixture, folder_of, parse_mixture,
 from llava_arrow.pipeline import preview_rows
 from llava_arrow.plan import count_range, plan_shards
 from llava_arrow.plan_cache import PlanCache
+from llava_arrow.shards import DataFile
 from llava_arrow.sources import RECORD, ROW
 from llava_arrow.sources.columns import layout_of
 from llava_arrow.sources.files import data_files
@@ -69,9 +70,13 @@ class EntryCounts:
         return self.num_kept * self.entry.sampling_strategy.num_copies
 
 
-def count_entry(entry: Entry, *, cache: PlanCache) -> EntryCounts:
-    """Count an entry's rows, reading only what its filters compare. Remembered."""
-    files = data_files(entry)
+def count_entry(entry: Entry, *, cache: PlanCache, files: Sequence[DataFile] | None = None) -> EntryCounts:
+    """Count an entry's rows, reading only what its filters compare. Remembered.
+
+    Args:
+        files: the entry's files, when the caller has listed them already.
+    """
+    files = data_files(entry) if files is None else files
     plan = plan_shards(entry, cache=cache, files=files)
     if entry.sampling_strategy.needs_count:
         counted = [shard.counted for shard in plan.shards if shard.counted is not None]

@@ -44,7 +44,7 @@ from llava_arrow.outputs.hub_parts import SentParts
 from llava_arrow.outputs.origins import open_configs
 from llava_arrow.outputs.processes import check_num_proc
 from llava_arrow.outputs.target import STATE_DIR, Target
-from llava_arrow.outputs.units import DEFAULT_SHARD_BYTES, check_shard_bytes, plan_units
+from llava_arrow.outputs.units import DEFAULT_SHARD_BYTES, check_shard_bytes, cuts_of, estimates_of, plan_units
 from llava_arrow.plan_cache import PlanCache, default_cache_dir
 
 __all__ = ["Push", "push_to_hub"]
@@ -262,11 +262,11 @@ class _Pusher:
         planned: dict[str, int] = {}
         num_samples = 0
         for data in self.datas:
-            config = plan_units(data, max_shard_bytes=max_shard_bytes, cache=cache)
-            share = config.estimated_bytes // len(config.units)
-            for number in range(len(config.units)):
-                planned[self._path(data.config_name, number, len(config.units))] = share
-            num_samples += config.num_samples
+            estimates = estimates_of(data, cache)
+            count = len(plan_units(data, cuts_of(data, estimates, max_shard_bytes), cache).units)
+            share = sum(int(estimate.num_bytes) for estimate in estimates) // count
+            planned.update({self._path(data.config_name, number, count): share for number in range(count)})
+            num_samples += sum(estimate.num_samples for estimate in estimates)
         own = {name: self._own_files(name) for name in self.names}
         deleted = [path for path in replaced_files(old, self.names, own, files) if path not in planned]
         return Push(self.repo.url, head, planned, deleted, num_samples, 0, is_dry_run=True)

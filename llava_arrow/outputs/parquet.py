@@ -202,11 +202,12 @@ class _PartWriter:
     """Cuts tables into row groups and files."""
 
     def __init__(self, layout: Layout, open_file: OpenFile, max_file_bytes: int, record: PartRecord) -> None:
-        self._layout, self._open, self._record = layout, open_file, record
+        self._open, self._record = open_file, record
         self._schema = parquet_schema(layout)
+        self._options = _writer_options(self._schema)
         self._has_image = False
         self._longest = self._file_longest = 0
-        self._num_stats = BOUNDS_PER_LEAF * len(_writer_options(self._schema)["write_statistics"])
+        self._num_stats = BOUNDS_PER_LEAF * len(self._options["write_statistics"])
         self._max_file_bytes = max_file_bytes
         self._costs = fixed_bytes(layout)
         self._max_bytes = max(1, min(GROUP_BYTES, max_file_bytes - sum(self._costs)))
@@ -215,7 +216,6 @@ class _PartWriter:
         self._stack = ExitStack()
         self._file: Any = None
         self._writer: pq.ParquetWriter | None = None
-        self._options = _writer_options(self._schema)
 
     def __enter__(self) -> _PartWriter:
         return self

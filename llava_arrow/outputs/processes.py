@@ -19,6 +19,8 @@ __all__ = ["check_num_proc", "made_ahead", "run_numbered"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _work: Callable[[int], Any] | None = None
+NUM_AHEAD = 1
+"""Pieces that may be under way or done beyond the number of processes before the caller takes their results."""
 
 
 def check_num_proc(num_proc: object) -> None:
@@ -28,15 +30,12 @@ def check_num_proc(num_proc: object) -> None:
 
 
 def run_numbered(
-    work: Callable[[int], Result], numbers: Iterable[int], *, num_proc: int | None, ahead: int = 1
+    work: Callable[[int], Result], numbers: Iterable[int], *, num_proc: int | None
 ) -> Generator[tuple[int, Result], None, None]:
     """(number, result) of each piece, in whatever order they end.
 
     `work` is inherited by forked processes, so it need not be picklable (functions of a notebook are not). With one
     process, or None, it is called here, in order. To be closed where it is not used up: its processes end then.
-
-    Args:
-        ahead: pieces that may be under way or done beyond `num_proc` before the caller takes their results.
 
     Raises:
         OutputError: a process was killed. What `work` raises: as it is, once pieces under way have ended.
@@ -53,7 +52,7 @@ def run_numbered(
     left = iter(numbers)
     try:
         while True:
-            while len(pending) < num_proc + ahead:
+            while len(pending) < num_proc + NUM_AHEAD:
                 following = next(left, None)
                 if following is None:
                     break

@@ -51,8 +51,12 @@ def _described(value: Any, depth: int) -> str:
         return _described(value.bit_generator.state, depth + 1)
     if dataclasses.is_dataclass(value) or not type(value).__module__.startswith("datasets"):
         return _ADDRESS.sub("", repr(value))
-    own = {key: item for key, item in vars(value).items() if not key.startswith("_state")}
-    return f"{type(value).__name__}({_described(own, depth + 1)})"
+    return f"{type(value).__name__}({_described(_attributes(value), depth + 1)})"
+
+
+def _attributes(step: Any) -> dict[str, Any]:
+    """What a step of a stream was given; where it stands, in `_state…`, changes while it runs."""
+    return {key: item for key, item in vars(step).items() if not key.startswith("_state")}
 
 
 def _code(code: types.CodeType) -> str:
@@ -77,7 +81,7 @@ def paths_of(stream: Any) -> list[str]:
             for item in value:
                 look(item, depth + 1)
         elif type(value).__module__.startswith("datasets") and hasattr(value, "__dict__"):
-            look({key: item for key, item in vars(value).items() if not key.startswith("_state")}, depth + 1)
+            look(_attributes(value), depth + 1)
 
     look(stream._ex_iterable, 0)
     return found

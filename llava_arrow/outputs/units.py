@@ -22,7 +22,7 @@ from llava_arrow.plan import named, plan_shards
 from llava_arrow.plan_cache import PlanCache
 from llava_arrow.shards import Shard
 
-__all__ = ["ConfigUnits", "check_shard_bytes", "plan_all_units", "plan_units"]
+__all__ = ["ConfigUnits", "check_shard_bytes", "cuts_of", "estimates_of", "plan_all_units", "plan_units"]
 
 CUTS = f"{STATE_DIR}/cuts.json"
 DEFAULT_SHARD_BYTES = 500_000_000
@@ -39,9 +39,14 @@ class ConfigUnits:
     data: ConfigData
     units: list[list[Shard]]
     unread: dict[str, Tally]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Samples of an entry, and about how many bytes they take."""
+
     num_samples: int
-    estimated_bytes: int
-    cuts: list[int]
+    num_bytes: float
 
 
 def check_shard_bytes(value: object) -> int:
@@ -54,43 +59,43 @@ def check_shard_bytes(value: object) -> int:
 def plan_all_units(
     datas: Sequence[ConfigData], max_shard_bytes: int, cache: PlanCache, target: Target
 ) -> list[ConfigUnits]:
-    """`plan_units` of each config, cut as an earlier run into `target` has cut them: images may have changed since,
-    and with them the estimates.
+    """The units of each config, cut as an earlier run into `target` has cut them: images may have changed since, and
+    with them the estimates.
     """
-    known = target.read_json(CUTS) or {}
-    planned = [
-        plan_units(data, max_shard_bytes=max_shard_bytes, cache=cache, cuts=known.get(data.config_name))
-        for data in datas
-    ]
-    target.write_text(CUTS, json.dumps({units.data.config_name: units.cuts for units in planned}))
+    cuts: dict[str, list[int]] = target.read_json(CUTS) or {}
+    for data in datas:
+        if data.config_name not in cuts:
+            cuts[data.config_name] = cuts_of(data, estimates_of(data, cache), max_shard_bytes)
+    planned = [plan_units(data, cuts[data.config_name], cache) for data in datas]
+    target.write_text(CUTS, json.dumps(cuts))
     return planned
 
 
-def plan_units(
-    data: ConfigData, *, max_shard_bytes: int, cache: PlanCache, cuts: Sequence[int] | None = None
-) -> ConfigUnits:
-    """Cut a config so that each unit gives about one file of at most `max_shard_bytes`.
+def estimates_of(data: ConfigData, cache: PlanCache) -> list[Estimate]:
+    """Per entry: the size of a sample is taken from the first ones and the sizes of their images."""
+    found = []
+    for entry, files in zip(data.entries, data.files, strict=True):
+        num_samples = named(entry, partial(count_entry, entry, cache=cache, files=files)).num_samples
+        whole = named(entry, partial(plan_shards, entry, cache=cache, files=files))
+        found.append(Estimate(num_samples, num_samples * _bytes_per_sample(data, whole.shards)))
+    return found
 
-    The size of a sample is estimated from the first ones of each entry and the sizes of their images; `cuts`, into how
-    many units each entry is cut, spares that.
-    """
+
+def cuts_of(data: ConfigData, estimates: Sequence[Estimate], max_shard_bytes: int) -> list[int]:
+    """Into how many units each entry is cut so that each gives about one file of at most `max_shard_bytes`."""
+    usable = max(1, max_shard_bytes - sum(fixed_bytes(data.layout)))
+    return [max(1, math.ceil(estimate.num_bytes / (FILLED * usable))) for estimate in estimates]
+
+
+def plan_units(data: ConfigData, cuts: Sequence[int], cache: PlanCache) -> ConfigUnits:
+    """A config with entry number i cut into about `cuts[i]` units."""
     units: list[list[Shard]] = []
     unread: dict[str, Tally] = {}
-    total = estimated = 0
-    made: list[int] = []
-    for i, (entry, files) in enumerate(zip(data.entries, data.files, strict=True)):
-        num_samples = named(entry, partial(count_entry, entry, cache=cache)).num_samples
-        whole = named(entry, partial(plan_shards, entry, cache=cache, files=files))
-        num_bytes = num_samples * _bytes_per_sample(data, whole.shards) if cuts is None else 0.0
-        usable = max(1, max_shard_bytes - sum(fixed_bytes(data.layout)))
-        wanted = max(1, math.ceil(num_bytes / (FILLED * usable))) if cuts is None else cuts[i]
-        made.append(wanted)
+    for entry, files, wanted in zip(data.entries, data.files, cuts, strict=True):
         plan = named(entry, partial(plan_shards, entry, num_shards=wanted, cache=cache, files=files))
         units += _grouped(plan.shards, wanted)
         unread[entry.config_name] = plan.unread
-        total += num_samples
-        estimated += int(num_bytes)
-    return ConfigUnits(data, units, unread, total, estimated, made)
+    return ConfigUnits(data, units, unread)
 
 
 def _bytes_per_sample(data: ConfigData, shards: Sequence[Shard]) -> float:
